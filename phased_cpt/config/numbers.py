@@ -1,0 +1,45 @@
+"""How a written value becomes a number, where YAML 1.1 or Python would read it otherwise."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+UNITS = (
+    {"": 1}
+    | {
+        f"{prefix}{suffix}": base**power
+        for power, prefix in enumerate("KMGT", start=1)
+        for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
+    }
+    | {"B": 1}
+)
+_SIZE = re.compile(r"^([0-9_]+(?:\.[0-9]+)?)\s*([A-Za-z]*)$")
+
+
+def not_a_boolean(given: Any) -> Any:
+    """`true` is 1 in Python; in a configuration it is a mistake."""
+    if isinstance(given, bool):
+        raise ValueError("a number is needed")
+    return given
+
+
+def not_a_number(given: Any) -> Any:
+    """1 is true in Python; the configuration says true, yes or on."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        raise ValueError("true or false is needed")
+    return given
+
+
+def parse_size(given: Any) -> Any:
+    """2GB is 2,000,000,000 bytes and 2GiB is 2**31, as the hub's libraries count."""
+    if not isinstance(given, str):
+        return not_a_boolean(given)
+    match = _SIZE.match(given.strip())
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError("a size is needed")
+    return int(Decimal(match[1].replace("_", "")) * UNITS[match[2].upper()])
+
+
+def one_or_many(given: Any) -> Any:
+    """A single path, or a single mapping, stands for a list of one."""
+    return [given] if isinstance(given, str | dict) else given

@@ -1,0 +1,280 @@
+"""The whole YAML on one page: every key, its default, its limits and one sentence about it.
+
+Each key also says what a change of it means for a run that has begun:
+  recipe       it moves the result       → refused under a phase that has begun
+  execution    how, not what             → goes on, and is recorded as inexact
+  bookkeeping  names, places, logs       → free
+Paths are bookkeeping because the bytes behind them are fingerprinted instead: a folder may move, its contents may not.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+
+from phased_cpt.config.numbers import not_a_boolean, not_a_number, one_or_many, parse_size
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+# No dots, and not digits alone, so that phases.<name>.… and phases.0.… cannot be confused.
+PHASE_NAME = r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$"
+
+Whole = Annotated[int, BeforeValidator(not_a_boolean)]
+Real = Annotated[float, BeforeValidator(not_a_boolean)]
+Flag = Annotated[bool, BeforeValidator(not_a_number)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    WithJsonSchema({"type": ["integer", "string"], "examples": ["2GB", "1.5GiB"]}),
+]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def recipe(default: Any, sentence: str, **limits: Any) -> Any:
+    return _key("recipe", default, sentence, limits)
+
+
+def execution(default: Any, sentence: str, **limits: Any) -> Any:
+    return _key("execution", default, sentence, limits)
+
+
+def bookkeeping(default: Any, sentence: str, **limits: Any) -> Any:
+    return _key("bookkeeping", default, sentence, limits)
+
+
+def _key(kind: str, default: Any, sentence: str, limits: dict[str, Any]) -> Any:
+    return Field(default, description=sentence, json_schema_extra={"change": kind}, **limits)
+
+
+class Section(BaseModel):
+    """One part of the configuration: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Run(Section):
+    """What this run is called and where it writes."""
+
+    name: str = bookkeeping("phased-cpt", "Name of the run; its folder begins with it.", pattern=RUN_NAME)
+    output_dir: Text = bookkeeping("outputs", "Folder that holds the run folders.")
+    dir: Text | None = bookkeeping(None, "This run's own folder, instead of <output_dir>/<name>-<time>.")
+    seed: Whole = recipe(42, "Seed of the order of the data, of dropout and of fresh weights.", ge=0, lt=2**32)
+
+
+class Model(Section):
+    """The base model that the curriculum starts from."""
+
+    name: Text | None = bookkeeping(None, "Base model: a hub id or a folder.")
+    revision: Text | None = bookkeeping(None, "Branch, tag or commit of a hub model; the commit is recorded.")
+    from_config: dict[str, JsonValue] | Text | None = recipe(
+        None, "Start from random weights of this architecture (a config.json's keys, or its path) instead of `name`."
+    )
+    tokenizer: Text | None = bookkeeping(
+        None, "Tokenizer: hub id, folder or tokenizer.json; the model's own if absent."
+    )
+    adapter: Text | None = bookkeeping(None, "LoRA adapter that phase 1 goes on from; a fresh one if absent.")
+    precision: Literal["bf16", "fp16", "fp32"] = recipe("bf16", "Number format of weights and activations.")
+    attention: Literal["auto", "flash_attention_3", "flash_attention_2", "flex_attention", "sdpa", "eager"] = execution(
+        "auto", "Attention kernel; auto takes the fastest that keeps packed documents apart."
+    )
+    use_4bit: Flag = recipe(False, "QLoRA: hold the frozen base in 4 bits (nf4, double quantisation).")
+    bnb_4bit_quant_storage: Literal["auto", "bf16", "fp16", "fp32", "uint8"] = execution(
+        "auto", "Type in which the 4-bit weights are stored; auto is `precision`, as ZeRO-3 needs it."
+    )
+    trust_remote_code: Flag = execution(False, "Run the Python code that comes with the model.")
+
+
+class Lora(Section):
+    """The adapter that is trained on the frozen base."""
+
+    enabled: Flag = recipe(True, "Train an adapter; false trains every weight of the model.")
+    r: Whole = recipe(128, "Rank of the adapter.", ge=1)
+    alpha: Real = recipe(256, "Strength of the adapter; its effective scale is alpha / r.", gt=0)
+    dropout: Real = recipe(0.05, "Dropout before the adapter.", ge=0, lt=1)
+    target_modules: Literal["auto"] | Annotated[tuple[Text, ...], Field(min_length=1)] = recipe(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "Linear layers that get an adapter; auto takes all of them but the head.",
+    )
+
+
+class Data(Section):
+    """How documents become rows of training."""
+
+    text_field: Text = recipe(
+        "auto",
+        "Field that holds the text; auto looks for training_content, text, messages, instruction, in that order.",
+    )
+    where: dict[str, JsonValue] = recipe({}, "Keep only the records whose fields have these values.")
+    max_tokens: Whole = recipe(32768, "Length of a training row, in tokens.", ge=2)
+    overlap_tokens: Whole = recipe(2048, "Tokens that a window of a long document repeats as context.", ge=0)
+    overlap_loss: Literal["mask", "count"] = recipe("mask", "Repeated tokens are context only, or are trained again.")
+    chunk_long_samples: Flag = recipe(True, "Cut long documents into windows; false keeps only their first max_tokens.")
+    packing: Literal["best_fit", "concat", "pad", "none"] = recipe(
+        "best_fit", "How documents fill rows: best_fit cuts nothing that fits, concat drops the rest, pad fills it up."
+    )
+    shuffle: Flag = recipe(True, "Shuffle the rows of each epoch; false keeps the order of the sources.")
+    eval_share: Real = recipe(0.05, "Share of each source's documents that is held out.", ge=0, lt=1)
+    eval_max_tokens: Whole = recipe(2_000_000, "Most tokens that are held out of a source.", ge=1)
+    split_seed: Whole = recipe(0, "Seed of the split; apart from run.seed, so that runs share a held-out set.", ge=0)
+    assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says.")
+    parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
+    tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = execution(
+        "auto", "Library that tokenises; auto takes the fastest one that is proven equal."
+    )
+    on_bad_record: Literal["fail", "skip"] = recipe("fail", "What a line that cannot be read does.")
+    max_bad_share: Real = recipe(0.01, "Largest share of bad lines that skip accepts.", ge=0, le=1)
+    max_line_bytes: Size = execution(256 * 2**20, "Longest line of a file that is read.")
+
+
+class Training(Section):
+    """How a phase is trained."""
+
+    micro_batch_size: Whole = execution(1, "Rows a GPU holds at once.", ge=1)
+    gradient_accumulation_steps: Whole = execution(6, "Micro batches of a GPU in an optimizer step.", ge=1)
+    global_batch_size: Whole | None = recipe(
+        None, "Rows in an optimizer step over all GPUs; the accumulation then follows from the number of GPUs.", ge=1
+    )
+    learning_rate: Real = recipe(1e-4, "Peak learning rate.", gt=0, le=1)
+    lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = recipe("cosine", "Shape of the learning rate.")
+    warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
+    warmup_steps: Whole | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.", ge=0)
+    decay_ratio: Real = recipe(0.2, "Share of the phase's steps in which wsd cools down.", gt=0, le=1)
+    min_lr_ratio: Real = recipe(0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
+    optimizer: Text = recipe("adamw_torch_fused", "Optimizer, by the name that the Trainer knows it by.")
+    weight_decay: Real = recipe(0.1, "Weight decay.", ge=0)
+    max_grad_norm: Real | None = recipe(1.0, "Gradients are clipped to this norm; null clips nothing.", gt=0)
+    gradient_checkpointing: Flag = execution(True, "Compute activations twice instead of keeping them.")
+    loss: Literal["auto", "chunked", "liger", "plain"] = execution(
+        "auto", "How the loss is computed: the same numbers, with more or less memory."
+    )
+    deepspeed: Text = execution("auto", "DeepSpeed file: auto, the name of a shipped one (zero2, zero3), or a path.")
+
+
+class Evaluation(Section):
+    """What is measured on the held-out documents, and when."""
+
+    every_steps: Whole = recipe(50, "Optimizer steps between evaluations; the end of an epoch is always one.", ge=1)
+    micro_batch_size: Whole = execution(1, "Rows a GPU evaluates at once.", ge=1)
+    publish: Literal["best", "last"] = recipe(
+        "best", "Adapter that the next phase starts from: of the best loss, or the last."
+    )
+    patience: Whole | None = recipe(None, "Stop a phase after so many evaluations without a better loss.", ge=1)
+
+
+class Checkpoint(Section):
+    """What is kept so that a stop loses little."""
+
+    every_steps: Whole = bookkeeping(50, "Optimizer steps between checkpoints.", ge=1)
+    keep: Whole = bookkeeping(3, "Newest checkpoints that are kept, besides the best.", ge=1)
+    keep_published: Flag = bookkeeping(False, "Keep the checkpoints of a phase that is published.")
+
+
+class Wandb(Section):
+    """Weights & Biases; the key comes from WANDB_API_KEY."""
+
+    enabled: Flag = bookkeeping(False, "Log to Weights & Biases.")
+    project: Text = bookkeeping("phased-cpt", "Project there.")
+    entity: Text | None = bookkeeping(None, "Team or user there.")
+    mode: Literal["auto", "online", "offline"] = bookkeeping("auto", "auto is online where a key is set, else offline.")
+
+
+class Tensorboard(Section):
+    """TensorBoard files under the run folder."""
+
+    enabled: Flag = bookkeeping(True, "Write TensorBoard files.")
+
+
+class Tracking(Section):
+    """Where the figures go, besides the JSONL files that are always written."""
+
+    wandb: Wandb = bookkeeping(Wandb(), "Weights & Biases.")
+    tensorboard: Tensorboard = bookkeeping(Tensorboard(), "TensorBoard.")
+
+
+class Merge(Section):
+    """The plain model that is written after the last phase."""
+
+    enabled: Flag = bookkeeping(True, "Merge the last adapter into the base when the run is done.")
+    output_dir: Text = bookkeeping("merged_model", "Where to; relative to the run folder.")
+    max_shard_size: Size = bookkeeping(2_000_000_000, "Largest file of the merged model.")
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = bookkeeping(
+        "auto", "Number format of it; auto is model.precision."
+    )
+
+
+class Launch(Section):
+    """The machine that the phases are launched on."""
+
+    num_gpus: Whole | None = execution(None, "Processes of a phase, one a GPU; every visible GPU if absent.", ge=1)
+
+
+class Source(Section):
+    """Documents: a file, a folder, a glob, or a data set of the hub."""
+
+    path: Text = bookkeeping(..., "File, folder, glob or hub id.")
+    split: Text | None = recipe(None, "Split of a hub data set.")
+    weight: Real = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.", gt=0)
+
+
+SourceOrPath = Annotated[
+    Source,
+    BeforeValidator(
+        lambda given: {"path": given} if isinstance(given, str) else given, json_schema_input_type=Source | str
+    ),
+]
+Share = Annotated[Real, Field(gt=0, lt=1)]
+
+
+class Phase(Section):
+    """One training stretch of the curriculum; it starts from what the one before published."""
+
+    name: str = recipe(..., "Name of the phase, unlike every other in the run.", pattern=PHASE_NAME, max_length=64)
+    description: str = bookkeeping("", "What it is to teach.")
+    sources: Annotated[tuple[SourceOrPath, ...], BeforeValidator(one_or_many)] = recipe(
+        ..., "Where its documents come from.", min_length=1
+    )
+    eval_sources: Annotated[tuple[SourceOrPath, ...], BeforeValidator(one_or_many)] = recipe(
+        (), "Held-out documents of their own, instead of a share of the sources."
+    )
+    max_steps: Whole | None = recipe(None, "Budget in optimizer steps; rules over tokens and epochs.", ge=1)
+    tokens: Whole | None = recipe(None, "Budget in trained tokens; rules over epochs.", ge=1)
+    epochs: Real = recipe(1.0, "Budget in passes over the sources.", gt=0)
+    handover: Literal["continue", "merge"] = recipe(
+        "continue",
+        "How the next phase starts: with this adapter, or with a fresh one on a base that has this one merged.",
+    )
+    replay: dict[str, Share] | Share | None = recipe(
+        None, "Share of this phase's tokens drawn from earlier phases: of all of them, or by name."
+    )
+    lora: Lora | None = recipe(None, "Adapter of this phase, where it starts a fresh one.")
+    data: Data | None = recipe(None, "Values of `data` for this phase alone.")
+    training: Training | None = recipe(None, "Values of `training` for this phase alone.")
+    evaluation: Evaluation | None = recipe(None, "Values of `evaluation` for this phase alone.")
+
+
+def default_phases() -> tuple[Phase, ...]:
+    """The curriculum of a repository: its files, then its commits, then its reviews."""
+    return (
+        Phase(name="foundation", description="what the code is", sources=_jsonl("phase1_foundation"), epochs=3),
+        Phase(name="evolution", description="how the code changes", sources=_jsonl("phase2_evolution"), epochs=2),
+        Phase(name="pr_mastery", description="how changes are judged", sources=_jsonl("phase3_pr_mastery"), epochs=2),
+    )
+
+
+def _jsonl(stem: str) -> tuple[Source, ...]:
+    return (Source(path=f"dataset/{stem}.jsonl"),)
+
+
+class RunConfig(Section):
+    """A run of phased_cpt: a base model, and the phases that teach it."""
+
+    run: Run = bookkeeping(Run(), "What this run is called and where it writes.")
+    model: Model = recipe(Model(), "The base model.")
+    lora: Lora = recipe(Lora(), "The adapter.")
+    data: Data = recipe(Data(), "How documents become rows.")
+    training: Training = recipe(Training(), "How a phase is trained.")
+    evaluation: Evaluation = recipe(Evaluation(), "What is measured, and when.")
+    tracking: Tracking = bookkeeping(Tracking(), "Where the figures go.")
+    checkpoint: Checkpoint = bookkeeping(Checkpoint(), "What is kept.")
+    merge: Merge = bookkeeping(Merge(), "The merged model.")
+    launch: Launch = execution(Launch(), "The machine.")
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = recipe(default_phases(), "The curriculum, in order.")

@@ -1,0 +1,203 @@
+"""A configuration becomes a plan: every value of every phase, and where it came from. Pure: nothing is read or written.
+
+    default ─→ file ─→ phase ─→ command line          the last one that speaks is the origin
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from phased_cpt.config import Loaded, Model, Phase, RunConfig
+from phased_cpt.config.inherit import OVERRIDABLE, Settings, settings_of, starts_fresh
+from phased_cpt.config.read import COMMAND_LINE, Keys
+from phased_cpt.config.schema import Section
+from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, share_of
+
+FEW_STEPS = 100  # below this a warm-up is a handful of steps and evaluations every 50 steps hardly happen
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from."""
+
+    kind: str  # default, file, phase or command line
+    place: str = ""  # run.yaml:12
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase with everything resolved."""
+
+    number: int
+    phase: Phase
+    model: Model
+    seed: int
+    settings: Settings
+    starts_from: str
+    fresh_adapter: bool
+    budget: Budget
+    batch: Batch | None  # None while the number of ranks is not known
+    prepared: Prepared | None
+    origins: Mapping[tuple[str, str], Origin]
+
+    @property
+    def name(self) -> str:
+        return self.phase.name
+
+    @property
+    def folder(self) -> str:
+        return f"phase{self.number}_{self.phase.name}"
+
+    @property
+    def global_rows(self) -> int | None:
+        return self.batch.rows if self.batch else self.settings.training.global_batch_size
+
+    @property
+    def steps(self) -> int | None:
+        return self.budget.steps(self.global_rows, self.prepared)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The learning rate over the whole phase, once its length is known."""
+        training, steps = self.settings.training, self.steps
+        if steps is None:
+            return None
+        warmup = training.warmup_steps if training.warmup_steps is not None else share_of(steps, training.warmup_ratio)
+        return Schedule(
+            shape=training.lr_scheduler,
+            peak=training.learning_rate,
+            steps=steps,
+            warmup_steps=min(warmup, steps - 1),
+            decay_steps=share_of(steps, training.decay_ratio) if training.lr_scheduler == "wsd" else 0,
+            min_ratio=training.min_lr_ratio,
+        )
+
+    def sections(self) -> dict[str, Section]:
+        """What holds in this phase, by section."""
+        return {"model": self.model, **{name: getattr(self.settings, name) for name in OVERRIDABLE}}
+
+    def values(self, change: str) -> dict[str, Any]:
+        """The values of one class of change, flat: recipe is what a phase's fingerprint is made from."""
+        found = {
+            f"{section}.{key}": value
+            for section, values in self.sections().items()
+            for key, value in values.model_dump(mode="json").items()
+            if change_of(values, key) == change
+        }
+        found |= {key: value for key, value in self._own_values().items() if change_of(self.phase, key) == change}
+        if change == "recipe":
+            # The budget that rules stands for the three; the batch in rows stands for how it is made up.
+            found |= {"run.seed": self.seed, "budget": f"{self.budget.amount:g} {self.budget.unit}"}
+            found |= {"training.global_batch_size": self.global_rows}
+        return found
+
+    def _own_values(self) -> dict[str, Any]:
+        values = self.phase.model_dump(mode="json", exclude={*OVERRIDABLE, "max_steps", "tokens", "epochs"})
+        for key in ("sources", "eval_sources"):  # their paths may change; what is in them is fingerprinted
+            values[key] = [{"split": source["split"], "weight": source["weight"]} for source in values[key]]
+        return values
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved run."""
+
+    config: RunConfig
+    phases: tuple[PhasePlan, ...]
+    places: Mapping[Keys, str]
+
+    @property
+    def name(self) -> str:
+        return self.config.run.name
+
+    def origin(self, *keys: str) -> Origin:
+        """Where a value of the run came from."""
+        return _origin(self.places.get(keys), "file")
+
+    def phase(self, name: str) -> PhasePlan:
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def warnings(self) -> list[str]:
+        return [warning for phase in self.phases for warning in _warnings(phase)]
+
+
+def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:
+    """Resolve every phase; ranks and the prepared data are None until they are known."""
+    config = loaded.config
+    ranks = ranks or config.launch.num_gpus
+    phases = [
+        _phase_plan(loaded, index, phase, ranks, (prepared or {}).get(phase.name))
+        for index, phase in enumerate(config.phases)
+    ]
+    return Plan(config, tuple(phases), loaded.places)
+
+
+def change_of(section: Section, key: str) -> str:
+    """What a change of a key means for a run that has begun: recipe, execution or bookkeeping."""
+    extra = type(section).model_fields[key].json_schema_extra
+    return str(extra["change"]) if isinstance(extra, dict) else "recipe"
+
+
+def _phase_plan(loaded: Loaded, index: int, phase: Phase, ranks: int | None, prepared: Prepared | None) -> PhasePlan:
+    config, settings = loaded.config, settings_of(loaded.config, phase)
+    training = settings.training
+    batch = ranks and batch_of(
+        ranks, training.micro_batch_size, training.gradient_accumulation_steps, training.global_batch_size
+    )
+    return PhasePlan(
+        number=index + 1,
+        phase=phase,
+        model=config.model,
+        seed=config.run.seed,
+        settings=settings,
+        starts_from=_start(config, index),
+        fresh_adapter=settings.lora.enabled and starts_fresh(config, index),
+        budget=_budget(phase),
+        batch=batch or None,
+        prepared=prepared,
+        origins=dict(_origins(loaded, index)),
+    )
+
+
+def _start(config: RunConfig, index: int) -> str:
+    if index == 0:
+        base = config.model.name or "random weights"
+        return f"{base} + {config.model.adapter}" if config.model.adapter else base
+    before = config.phases[index - 1]
+    if not settings_of(config, before).lora.enabled:
+        return f"the base that {before.name} trained"
+    return f"{before.name}, merged" if before.handover == "merge" else f"{before.name}'s adapter"
+
+
+def _budget(phase: Phase) -> Budget:
+    if phase.max_steps is not None:
+        return Budget("steps", phase.max_steps)
+    if phase.tokens is not None:
+        return Budget("tokens", phase.tokens)
+    return Budget("epochs", phase.epochs)
+
+
+def _origins(loaded: Loaded, index: int) -> Iterator[tuple[tuple[str, str], Origin]]:
+    for section in ("model", *OVERRIDABLE):
+        for key in type(getattr(loaded.config, section)).model_fields:
+            own = loaded.places.get(("phases", index, section, key))
+            yield (section, key), _origin(own, "phase") if own else _origin(loaded.places.get((section, key)), "file")
+
+
+def _origin(place: str | None, kind: str) -> Origin:
+    if place is None:
+        return Origin("default")
+    return Origin("command line") if place == COMMAND_LINE else Origin(kind, place)
+
+
+def _warnings(phase: PhasePlan) -> Iterator[str]:
+    training, steps, every = phase.settings.training, phase.steps, phase.settings.evaluation.every_steps
+    if steps is not None and steps < FEW_STEPS:
+        yield f"{phase.name} has only {steps} optimizer steps; a smaller batch or more epochs would give it more"
+    if steps is not None and steps < every:
+        yield f"{phase.name} is evaluated at its end only: it has {steps} steps, and evaluation.every_steps is {every}"
+    scale = phase.settings.lora.alpha / phase.settings.lora.r
+    if phase.settings.lora.enabled and scale > 8:
+        yield f"{phase.name} scales its adapter by {scale:g} (lora.alpha / lora.r); 2 is usual"
+    if training.global_batch_size and phase.origins["training", "gradient_accumulation_steps"].kind != "default":
+        yield f"{phase.name}: training.global_batch_size rules, so gradient_accumulation_steps is not used as given"

@@ -1,0 +1,105 @@
+"""How long a phase is, how its batches are made up, and how its learning rate goes: arithmetic on plain numbers."""
+
+import math
+from dataclasses import dataclass
+
+from phased_cpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimizer step: `rows` = micro_batch_size × accumulation × ranks."""
+
+    rows: int
+    micro_batch_size: int
+    accumulation: int
+    ranks: int
+
+
+def batch_of(ranks: int, micro_batch_size: int, accumulation: int, global_rows: int | None = None) -> Batch:
+    """The batch on so many ranks; a global batch size decides the accumulation, whatever it was set to."""
+    at_once = micro_batch_size * ranks
+    if global_rows is None:
+        return Batch(at_once * accumulation, micro_batch_size, accumulation, ranks)
+    if global_rows % at_once:
+        raise InputError(
+            f"training.global_batch_size: {global_rows} rows cannot be shared by {ranks} ranks × micro_batch_size "
+            f"{micro_batch_size}; take a multiple of {at_once}, or another number of ranks"
+        )
+    return Batch(global_rows, micro_batch_size, global_rows // at_once, ranks)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an epoch of a phase holds, known once its data is prepared."""
+
+    blocks: int
+    tokens_trained: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a phase trains: the one of max_steps, tokens and epochs that rules."""
+
+    unit: str  # "steps", "tokens" or "epochs"
+    amount: float
+
+    def steps(self, rows: int | None, prepared: Prepared | None) -> int | None:
+        """Optimizer steps; None while the data, or the size of a batch, is not known.
+
+        The epochs follow each other without a gap, and the last batch is filled up with empty rows:
+            3 epochs of 5 blocks in batches of 4 → 15 rows → [4] [4] [4] [3 + 1 empty]
+        """
+        if self.unit == "steps":
+            return int(self.amount)
+        if rows is None or prepared is None:
+            return None
+        return max(1, math.ceil(self._rows(prepared) / rows))
+
+    def _rows(self, prepared: Prepared) -> int:
+        if self.unit == "epochs":
+            return math.ceil(round(self.amount * prepared.blocks, 6))  # 0.1 × 30 is 3.0000000000000004
+        # Integers, because a budget of 10^13 tokens times the blocks is beyond what a float counts.
+        return -(-int(self.amount) * prepared.blocks // max(1, prepared.tokens_trained))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a phase as a function of the optimizer steps that are done, and of nothing else.
+
+    cosine    /‾\\_        linear   /\\        constant  /‾‾‾‾        wsd  /‾‾‾‾\\
+    The first step has a rate above zero, the peak comes right after the warm-up, and past the end the floor holds.
+    """
+
+    shape: str
+    peak: float
+    steps: int
+    warmup_steps: int = 0
+    decay_steps: int = 0  # of wsd
+    min_ratio: float = 0.0
+
+    def rate(self, done: int) -> float:
+        """The rate of the step that follows `done` steps."""
+        if done < self.warmup_steps:
+            return self.peak * (done + 1) / (self.warmup_steps + 1)
+        return self.peak * (self.min_ratio + (1 - self.min_ratio) * self._height(done))
+
+    def _height(self, done: int) -> float:
+        """1 at the peak, 0 at the end."""
+        if self.shape == "constant":
+            return 1.0
+        begin = self.steps - self.decay_steps if self.shape == "wsd" else self.warmup_steps
+        progress = min(1.0, max(0.0, (done - begin) / max(1, self.steps - begin)))
+        match self.shape:
+            case "linear":
+                return 1 - progress
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * progress))
+            case "wsd":
+                return 1 - math.sqrt(progress)  # the shape that Hägele et al. (arXiv 2405.18392) found best
+        raise ValueError(f"no learning rate of shape {self.shape!r}")
+
+
+def share_of(steps: int, ratio: float) -> int:
+    """A share of the steps, rounded up (0.03 of 100 steps is 3, not 4)."""
+    return math.ceil(round(ratio * steps, 6))
