@@ -1,6 +1,6 @@
 """A configuration becomes a plan: every value of every phase, and where it came from. Pure: nothing is read or written.
 
-    default ─→ file ─→ phase ─→ command line          the last one that speaks is the origin
+default ─→ file ─→ phase ─→ command line          the last one that speaks is the origin
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from phased_cpt.config.schema import Section
 from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, share_of
 
 FEW_STEPS = 100  # below this a warm-up is a handful of steps and evaluations every 50 steps hardly happen
+LARGE_SCALE = 8  # of an adapter; the learning rates in use are tuned for 2
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Origin:
 
     kind: str  # default, file, phase or command line
     place: str = ""  # run.yaml:12
+
+    def __str__(self) -> str:
+        return {"default": "default", "command line": "command line"}.get(
+            self.kind, self.place + (" (phase)" if self.kind == "phase" else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,10 @@ class PhasePlan:
 
     def sections(self) -> dict[str, Section]:
         """What holds in this phase, by section."""
-        return {"model": self.model, **{name: getattr(self.settings, name) for name in OVERRIDABLE}}
+        return {"model": self.model, **self.overridable()}
+
+    def overridable(self) -> dict[str, Section]:
+        return {name: getattr(self.settings, name) for name in OVERRIDABLE}
 
     def values(self, change: str) -> dict[str, Any]:
         """The values of one class of change, flat: recipe is what a phase's fingerprint is made from."""
@@ -88,7 +97,8 @@ class PhasePlan:
         if change == "recipe":
             # The budget that rules stands for the three; the batch in rows stands for how it is made up.
             found |= {"run.seed": self.seed, "budget": f"{self.budget.amount:g} {self.budget.unit}"}
-            found |= {"training.global_batch_size": self.global_rows}
+            found.pop("training.global_batch_size")
+            found |= {} if self.global_rows is None else {"training.global_batch_size": self.global_rows}
         return found
 
     def _own_values(self) -> dict[str, Any]:
@@ -110,7 +120,7 @@ class Plan:
     def name(self) -> str:
         return self.config.run.name
 
-    def origin(self, *keys: str) -> Origin:
+    def origin(self, *keys: str | int) -> Origin:
         """Where a value of the run came from."""
         return _origin(self.places.get(keys), "file")
 
@@ -118,7 +128,12 @@ class Plan:
         return next(phase for phase in self.phases if phase.name == name)
 
     def warnings(self) -> list[str]:
-        return [warning for phase in self.phases for warning in _warnings(phase)]
+        """What is allowed and yet worth a second look; a warning that several phases share is given once."""
+        found: dict[str, list[str]] = {}
+        for phase in self.phases:
+            for warning in _warnings(phase):
+                found.setdefault(warning, []).append(phase.name)
+        return [f"{', '.join(names)}: {warning}" for warning, names in found.items()]
 
 
 def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:
@@ -193,11 +208,10 @@ def _origin(place: str | None, kind: str) -> Origin:
 def _warnings(phase: PhasePlan) -> Iterator[str]:
     training, steps, every = phase.settings.training, phase.steps, phase.settings.evaluation.every_steps
     if steps is not None and steps < FEW_STEPS:
-        yield f"{phase.name} has only {steps} optimizer steps; a smaller batch or more epochs would give it more"
+        yield f"fewer than {FEW_STEPS} optimizer steps; a smaller batch or more epochs would give more"
     if steps is not None and steps < every:
-        yield f"{phase.name} is evaluated at its end only: it has {steps} steps, and evaluation.every_steps is {every}"
-    scale = phase.settings.lora.alpha / phase.settings.lora.r
-    if phase.settings.lora.enabled and scale > 8:
-        yield f"{phase.name} scales its adapter by {scale:g} (lora.alpha / lora.r); 2 is usual"
+        yield f"evaluation.every_steps is {every}, longer than the phase; it is evaluated at its end only"
+    if phase.settings.lora.enabled and phase.settings.lora.alpha / phase.settings.lora.r > LARGE_SCALE:
+        yield f"the adapter is scaled by {phase.settings.lora.alpha / phase.settings.lora.r:g} (alpha / r); 2 is usual"
     if training.global_batch_size and phase.origins["training", "gradient_accumulation_steps"].kind != "default":
-        yield f"{phase.name}: training.global_batch_size rules, so gradient_accumulation_steps is not used as given"
+        yield "training.global_batch_size rules, so gradient_accumulation_steps is not used as given"

@@ -3,7 +3,6 @@
 bytes ─ read ─ values + places ─ --set ─ secrets? ─ schema? ─ rules? ─→ Loaded, or ConfigError with all problems
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.override import override
 from phased_cpt.config.read import Keys, Written, dotted, read_file
 from phased_cpt.config.rules import RULES
-from phased_cpt.config.schema import RunConfig
+from phased_cpt.config.schema import RunConfig, Section
 from phased_cpt.config.secrets import secrets_in
 from phased_cpt.errors import ConfigError, Problem
 
@@ -35,27 +34,24 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     problems = list(written.problems)
     for text in overrides:
         problems += override(written, text)
-    refused: list[Keys] = []
-    for keys, problem in list(secrets_in(written.values)):
+    secrets = dict(secrets_in(written.values))
+    for keys, problem in secrets.items():
         problems.append(_placed(problem, keys, written))
-        refused.append(keys)
         _take_out(written.values, keys)
+    return _finish(written, problems, refused=list(secrets))
+
+
+def from_objects(config: RunConfig) -> Loaded:
+    """A configuration that was built in Python, held against the same rules as a file."""
+    written = Written(config.model_dump(mode="json", exclude_unset=True), dict.fromkeys(_set_in(config, ()), "Python"))
+    return _finish(written, [], refused=[])
+
+
+def _finish(written: Written, problems: list[Problem], refused: list[Keys]) -> Loaded:
     config, found = _validate(written, refused)
-    problems += found
-    if problems or config is None:
-        raise ConfigError(sorted(set(problems), key=_by_place))
+    if config is None or problems or found:
+        raise ConfigError(sorted({*problems, *found}, key=_by_place))
     return Loaded(config, written.places)
-
-
-def from_values(values: dict[str, Any]) -> RunConfig:
-    """A configuration from plain values, checked like a file (for Python users)."""
-    config, problems = _validate(Written(copy.deepcopy(values)), [])
-    if problems or config is None:
-        raise ConfigError(problems)
-    return config
-
-
-# schema and rules ----------------------------------------------------------------------------------------------------
 
 
 def _validate(written: Written, refused: list[Keys]) -> tuple[RunConfig | None, list[Problem]]:
@@ -81,8 +77,8 @@ def _broken_rules(config: RunConfig, written: Written, refused: list[Keys]) -> l
     found = []
     for rule in RULES:
         for keys, message in rule(config):
-            keys = _where_it_is_set(keys, written)
-            found.append(_placed(Problem(_path(keys, written.values), message), keys, written))
+            place = _where_it_is_set(keys, written)
+            found.append(_placed(Problem(_path(place, written.values), message), place, written))
     names = [str(keys[-1]) if "_" in str(keys[-1]) else dotted(keys[-2:]) for keys in refused]
     return [problem for problem in found if not any(name in f"{problem.path} {problem.message}" for name in names)]
 
@@ -93,79 +89,76 @@ def _where_it_is_set(keys: Keys, written: Written) -> Keys:
     return keys[2:] if inherited else keys
 
 
+def _take_out(values: Any, keys: Keys) -> None:
+    """Remove a refused value; what cannot be missing gets a stand-in, so that the rules can read the rest."""
+    *above, last = keys
+    for key in above:
+        values = values[key]
+    stand_ins = {"name": f"phase-{keys[1]}", "sources": ["?"], "path": "?"} if keys[0] == "phases" else {}
+    if last in stand_ins:
+        values[last] = stand_ins[str(last)]
+    elif isinstance(values, list):
+        del values[int(last)]
+    else:
+        values.pop(last, None)
+
+
+# pydantic's findings in our words ------------------------------------------------------------------------------------
+
+
 def _translate(error: ValidationError, written: Written) -> dict[Keys, Problem]:
-    """pydantic's findings in our words, one for each place."""
+    """One problem for each place."""
     found: dict[Keys, Problem] = {}
-    for detail in error.errors(include_url=False):
-        keys, value, present = _locate(detail["loc"], written.values)
-        message = {"extra_forbidden": _unknown_key, "missing": _nothing_given}.get(detail["type"], _wrong_value)(
-            keys, value
-        )
-        if not present and detail["type"] != "missing":
-            continue  # an alternative of a union that the value never meant
+    for detail in error.errors(include_url=False, include_context=False):
+        keys, value = _locate(detail["loc"], written.values)
+        if detail["type"] == "missing":
+            keys = (*keys, detail["loc"][-1])
+            message = f"nothing given; needed: {allowed(keys)}"
+        elif detail["type"] == "extra_forbidden":
+            known = keys_at(keys[:-1])
+            message = f"no such key here{nearest(keys[-1], known)} (keys here: {', '.join(known)})"
+        else:
+            message = _wrong_value(keys, value)
         found.setdefault(keys, _placed(Problem(_path(keys, written.values), message), keys, written))
     # A list that has lost a bad item is "too short" to pydantic: only the innermost finding is the user's.
     return {keys: problem for keys, problem in found.items() if not any(_is_inside(other, keys) for other in found)}
+
+
+def _locate(loc: tuple[int | str, ...], at: Any) -> tuple[Keys, Any]:
+    """The part of pydantic's location that is a place in the file (it also names validators and union members)."""
+    keys: Keys = ()
+    for key in loc:
+        if key in (at if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ()):
+            at, keys = at[key], (*keys, key)
+    return keys, at
+
+
+def _wrong_value(keys: Keys, value: Any) -> str:
+    hint = nearest(value, choices_at(keys)) if isinstance(value, str) else ""
+    if isinstance(value, int | float) and "text" in allowed(keys):
+        hint = "; put it in quotes to make it a text"
+    return f"given {_shown(value)}; allowed: {allowed(keys)}{hint}"
 
 
 def _is_inside(keys: Keys, outer: Keys) -> bool:
     return len(keys) > len(outer) and keys[: len(outer)] == outer
 
 
-def _locate(loc: tuple[int | str, ...], values: Any) -> tuple[Keys, Any, bool]:
-    """The part of pydantic's location that is a place in the file (it also names validators and union members)."""
-    keys: Keys = ()
-    at = values
-    for key in loc:
-        if isinstance(at, dict) and key in at or isinstance(at, list) and isinstance(key, int) and key < len(at):
-            at, keys = at[key], (*keys, key)
-        elif key == loc[-1] and isinstance(at, dict) and key in keys_at(keys):
-            return (*keys, key), None, False
-    return keys, at, True
-
-
-def _unknown_key(keys: Keys, _: Any) -> str:
-    known = keys_at(keys[:-1])
-    return f"no such key here{nearest(keys[-1], known)} (keys here: {', '.join(known)})"
-
-
-def _nothing_given(keys: Keys, _: Any) -> str:
-    return f"nothing given; needed: {allowed(keys)}"
-
-
-def _wrong_value(keys: Keys, value: Any) -> str:
-    hint = nearest(value, choices_at(keys)) if isinstance(value, str) else ""
-    if not isinstance(value, str | list | dict | None) and "text" in allowed(keys):
-        hint = "; put it in quotes to make it a text"
-    return f"given {_shown(value)}; allowed: {allowed(keys)}{hint}"
-
-
-def _take_out(values: Any, keys: Keys) -> None:
-    """Remove a refused value; what cannot be missing gets a stand-in, so that the rules can read the rest."""
-    at = values
-    for key in keys[:-1]:
-        at = at[key]
-    stand_in = (
-        {"name": f"phase-{keys[1]}", "sources": ["?"], "path": "?"}.get(str(keys[-1])) if keys[0] == "phases" else None
-    )
-    if stand_in is not None:
-        at[keys[-1]] = stand_in
-    elif isinstance(at, list):
-        del at[int(keys[-1])]
-    else:
-        at.pop(keys[-1], None)
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 # places --------------------------------------------------------------------------------------------------------------
 
 
 def _path(keys: Keys, values: Any) -> str:
-    """phases.evolution.training.learning_rate: as --set takes it."""
-    if len(keys) > 1 and keys[0] == "phases" and isinstance(keys[1], int):
-        phases = values.get("phases")
-        phase = phases[keys[1]] if isinstance(phases, list) and keys[1] < len(phases) else None
-        name = phase.get("name") if isinstance(phase, dict) else None
-        return dotted(("phases", name if isinstance(name, str) and keys[2:] != ("name",) else keys[1], *keys[2:]))
+    """phases.evolution.training.learning_rate, as --set takes it; a name that is itself in question is not used."""
+    if len(keys) > 2 and keys[0] == "phases" and keys[2] != "name":
+        name = values["phases"][keys[1]].get("name")
+        return dotted(("phases", name if isinstance(name, str) else keys[1], *keys[2:]))
     return dotted(keys)
 
 
@@ -177,10 +170,16 @@ def _placed(problem: Problem, keys: Keys, written: Written) -> Problem:
 
 def _by_place(problem: Problem) -> tuple[str, int, str]:
     name, _, line = problem.where.rpartition(":")
-    return (name, int(line), problem.path) if line.isdigit() else (problem.where, 0, problem.path)
+    return (name, int(line), problem.path) if line.isdecimal() else (problem.where, 0, problem.path)
 
 
-def _shown(value: Any) -> str:
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else repr(value)
-    text = text or repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _set_in(section: Section, keys: Keys) -> list[Keys]:
+    """The places of the values that were given to an object, not left at their defaults."""
+    found: list[Keys] = []
+    for key in section.model_fields_set:
+        value = getattr(section, key)
+        found.append((*keys, key))
+        for index, child in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            if isinstance(child, Section):
+                found += _set_in(child, (*keys, key) if index is None else (*keys, key, index))
+    return found

@@ -64,7 +64,7 @@ def _inside(at: Any, key: str | int, above: Keys) -> Any:
         if isinstance(key, int) and key < len(at):
             return at[key]
         raise InputError(f"{dotted(above)} is a list of {len(at)} and has no {key}; the first is 0")
-    raise InputError(f"{dotted(above)} is {at!r}, which has no {key}; set {dotted(above)} itself")
+    raise InputError(f"{dotted(above)} is a single value and has no {key}; set {dotted(above)} itself")
 
 
 def _replace(values: Any, keys: Keys) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A YAML or JSON file becomes plain values, each with the line that it stands on.
 
 PyYAML finds the structure; the meaning of a scalar is decided here, as YAML 1.2 has it: 1e-4 and 1_000 are numbers,
-true and false are the only booleans, and `no`, 2026-11-20 or 1:30 stay text. (PyYAML reads YAML 1.1, where 1e-4 is text.)
+true and false are the only booleans, and `no`, 2026-11-20 or 1:30 stay text. (PyYAML reads YAML 1.1: 1e-4 is text.)
 Nothing is constructed from tags, so a file can hold data and nothing else.
 """
 

@@ -41,7 +41,7 @@ def remote_code_is_pinned(config: RunConfig) -> Found:
     if config.model.trust_remote_code and not pinned and not _is_folder_path(config.model.name or ""):
         yield (
             ("model", "trust_remote_code"),
-            "given true without a pinned model.revision; set revision to the full commit (40 hexadecimal digits) you have read",
+            "given true without a pinned model.revision; set it to the whole commit (40 digits) that you have read",
         )
 
 
@@ -108,7 +108,7 @@ def four_bits_are_frozen(config: RunConfig) -> Found:
         if config.model.use_4bit and not at.lora.enabled:
             yield (
                 ("phases", index, "lora", "enabled"),
-                "lora.enabled is false and use_4bit true; 4-bit weights cannot be trained: set use_4bit: false, or keep the adapter",
+                "lora.enabled is false and use_4bit true, but 4-bit weights stay frozen; change one of the two",
             )
 
 
@@ -137,17 +137,18 @@ def batch_divides(config: RunConfig) -> Found:
 
 def continued_adapters_keep_their_shape(config: RunConfig) -> Found:
     """An adapter that goes on has the rank and the targets it was born with; only its dropout is free."""
-    for index, phase, at in each_phase(config):
+    for index, _, at in each_phase(config):
         if not index or starts_fresh(config, index) or not at.lora.enabled:
             continue
-        before = settings_of(config, config.phases[index - 1]).lora
+        giver = config.phases[index - 1]
+        before = settings_of(config, giver).lora
         for key in ("r", "alpha", "target_modules"):
-            if getattr(before, key) != getattr(at.lora, key):
+            own, inherited = getattr(at.lora, key), getattr(before, key)
+            if own != inherited:
                 yield (
                     ("phases", index, "lora", key),
-                    f"lora.{key} is {getattr(at.lora, key)} and the adapter of {config.phases[index - 1].name}, which this "
-                    f"phase goes on with, has {getattr(before, key)}; take it out, or end {config.phases[index - 1].name} "
-                    f"with `handover: merge`",
+                    f"lora.{key} is {own}, but this phase goes on with {giver.name}'s adapter, which has {inherited}; "
+                    f"take it out, or end {giver.name} with `handover: merge`",
                 )
 
 

@@ -20,8 +20,10 @@ def secrets_in(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Problem]]:
     """Every secret in a tree of values, with its place and what to do instead."""
     if isinstance(value, dict):
         for key, child in value.items():
+            if _SECRET_VALUE.search(str(key)):
+                yield (*keys, key), _refusal(keys, key)
             # A null or a switch is no secret; `tokens: 2e9` and `tokenizer:` do not match the pattern.
-            if _SECRET_KEY.search(key) and not isinstance(child, bool | None):
+            elif _SECRET_KEY.search(key) and not isinstance(child, bool | None):
                 yield (*keys, key), _refusal((*keys, key), key)
             else:
                 yield from secrets_in(child, (*keys, key))

@@ -12,5 +12,6 @@ def shipped_folder(kind: str) -> Path:
 
 
 def shipped_names(kind: str) -> list[str]:
-    """The names by which shipped files can be called: zero2, zero3, …"""
-    return sorted(path.stem for path in shipped_folder(kind).glob("*") if path.suffix in (".json", ".yaml"))
+    """The names by which shipped files can be called: demo, kat-dev-32b, …; zero2, zero3, …"""
+    ending = {"configs": ".yaml", "deepspeed_configs": ".json"}[kind]
+    return sorted(path.stem for path in shipped_folder(kind).glob(f"*{ending}"))

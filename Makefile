@@ -1,0 +1,48 @@
+# make demo      install, then show the demo run           make test     install, then the tests
+# make install   the set-up alone                          make check    style, types, floors, figures of the code
+# make clean     take away what these have made (never outputs/)
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Python caches its compiled code even where the environment asks it not to: without it every start is seconds slower.
+unexport PYTHONDONTWRITEBYTECODE
+# Nothing of an outer environment leaks in.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: demo test install check format schema clean
+
+demo: install
+	$(BIN)/phased-cpt plan -c configs/demo.yaml
+
+test: install
+	$(BIN)/pytest
+
+install: .venv/installed
+
+# The stamp is written last, so an install that was cut off goes on at the next call.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.12 install' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo 'python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'installing into .venv (minutes the first time, most of them PyTorch) …'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/figures.py
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schema: install
+	$(BIN)/phased-cpt config schema > configs/schema.json
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""What a phase is made of, as one chained digest: whatever it starts from, reads and was told is in it.
+
+    phase 1: parent ─┐             phase 2: parent = what phase 1 published ─┐
+             data ───┼─ digest                                      data ───┼─ digest   …
+             recipe ─┘                                              recipe ─┘
+
+The values stand beside the digest, so that a difference can be shown and not only noticed.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from phased_cpt.plan import PhasePlan
+
+
+class Record(BaseModel):
+    """A part of run.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Adapter(Record):
+    """An adapter on a base."""
+
+    digest: str
+    folder: str = ""  # relative to the run folder; empty for an adapter that came from outside
+    scale: float = 1.0
+
+
+class Weights(Record):
+    """What a phase starts from, and what it publishes: a base, and the adapters on it in order."""
+
+    kind: Literal["adapter", "base"]
+    base: str  # digest of the base weights
+    adapters: tuple[Adapter, ...] = ()
+    folder: str = ""  # of a base that a phase has published, relative to the run folder
+
+    @property
+    def digest(self) -> str:
+        return digest_of([self.kind, self.base, [[adapter.digest, adapter.scale] for adapter in self.adapters]])
+
+
+class Inputs(Record):
+    """What is known of a phase only when it is about to begin."""
+
+    start: Weights
+    tokenizer: str  # digest
+    sources: dict[str, str]  # digest of the bytes, by the order of the sources: "sources.0", "eval_sources.0"
+
+
+class Fingerprint(Record):
+    """The digest of a phase, and all that went into it."""
+
+    digest: str
+    parts: dict[str, JsonValue]
+
+
+def fingerprint_of(phase: PhasePlan, inputs: Inputs) -> Fingerprint:
+    parts = {
+        "start": inputs.start.digest,
+        "base": inputs.start.base,
+        "tokenizer": inputs.tokenizer,
+        **inputs.sources,
+        **phase.values("recipe"),
+    }
+    return Fingerprint(digest=digest_of(parts), parts=parts)
+
+
+def digest_of(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, each with its old and its new value; None where there was none."""
+    return {key: (was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
+
+
+def told(difference: dict[str, tuple[Any, Any]]) -> str:
+    """The differences, a line each."""
+    return "\n".join(f"    {key}: was {_short(was)}, is {_short(now)}" for key, (was, now) in difference.items())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    is_digest = isinstance(value, str) and len(value) == 64
+    return f"{value[:12]}…" if is_digest else text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,89 @@
+"""The configuration with every default filled in, each value with its origin; a run can be started from it as it is.
+
+training:
+  learning_rate: 5.0e-05        # run.yaml:21 (phase)
+  lr_scheduler: cosine          # default
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from phased_cpt.config.read import Keys, plain_scalar
+from phased_cpt.plan import Origin, Plan
+
+COMMENT_COLUMN = 56
+
+
+def resolved_values(plan: Plan) -> dict[str, Any]:
+    """Plain values; the phases hold every value of the sections that they may override."""
+    values = plan.config.model_dump(mode="json")
+    for phase, written in zip(plan.phases, values["phases"], strict=True):
+        written |= {name: section.model_dump(mode="json") for name, section in phase.overridable().items()}
+    return values
+
+
+def resolved_yaml(plan: Plan) -> str:
+    """The resolved configuration as YAML, with the origins as comments."""
+    return "\n".join(_lines(resolved_values(plan), (), plan)) + "\n"
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """{"run.seed": 42, "phases.foundation.epochs": 3.0, …}: as --set addresses them."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, child in value.items() for k, v in flat(child, f"{path}.{key}".lstrip(".")).items()}
+    if path == "phases":
+        return {k: v for phase in value for k, v in flat(phase, f"phases.{phase['name']}").items()}
+    return {path: value}
+
+
+def origin_of(keys: Keys, plan: Plan) -> Origin:
+    """Where a value of the resolved configuration came from."""
+    if keys[0] == "phases" and len(keys) == 4:
+        phase = plan.phases[int(keys[1])]
+        return phase.origins.get((str(keys[2]), str(keys[3])), plan.origin(*keys))
+    return plan.origin(*keys)
+
+
+def _lines(value: Any, keys: Keys, plan: Plan) -> Iterator[str]:
+    blanks = "  " * len(keys)
+    for key, child in value.items():
+        here = (*keys, key)
+        if isinstance(child, dict) and child and _is_section(here):
+            yield f"{blanks}{key}:"
+            yield from _lines(child, here, plan)
+        elif here == ("phases",):
+            yield f"{blanks}{key}:"
+            for index, phase in enumerate(child):
+                first, *rest = _lines(phase, (*here, index), plan)
+                yield from ("  - " + first.lstrip(), *rest)
+        else:
+            line = f"{blanks}{key}: {_inline(child)}"
+            yield f"{line:<{COMMENT_COLUMN}}  # {origin_of(here, plan)}"
+
+
+def _is_section(keys: Keys) -> bool:
+    """Sections are written out line by line; other mappings (a filter, a model's config) stay on their line."""
+    return (keys[0] == "phases" and len(keys) == 3 and keys[2] != "replay") or (
+        len(keys) == 1 or (keys[0] == "tracking" and len(keys) == 2)
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that reads the same under 1.1 (PyYAML) and 1.2 (ours): texts such as 1e5 or no are quoted."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if isinstance(plain_scalar(value), str) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _inline(value: Any) -> str:
+    dumped: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False
+    )
+    return dumped.removesuffix("\n").removesuffix("\n...")

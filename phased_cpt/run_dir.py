@@ -1,0 +1,76 @@
+"""Every path of a run in one place, and how a file appears there: whole, or not at all."""
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+_STAMP = "%Y%m%d_%H%M%S"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run. Nothing in it points outside, so that it can be moved."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def config_resolved(self) -> Path:
+        return self.root / "config_resolved.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def ranks_lock(self) -> Path:
+        return self.root / "ranks.lock"
+
+    def archive(self, number: int) -> Path:
+        """Where what was redone is kept."""
+        return self.root / "archive" / str(number)
+
+
+# What is made from all phases, and so goes with any of them that is redone.
+MADE_FROM_ALL_PHASES = ("final_model", "merged_model", "forgetting.json", "report.html")
+
+
+def new_run_folder(output_dir: Path, name: str, now: datetime | None = None) -> Path:
+    """<output_dir>/<name>-<UTC time>; the time makes the newest the last in order."""
+    return output_dir / f"{name}-{(now or datetime.now(UTC)).strftime(_STAMP)}"
+
+
+def run_folders(output_dir: Path, name: str) -> list[Path]:
+    """The folders of the runs of a name, newest first: by the time in their names, whatever the clock did since."""
+    pattern = re.compile(re.escape(name) + r"-\d{8}_\d{6}")
+    if not output_dir.is_dir():
+        return []
+    return sorted((path for path in output_dir.iterdir() if pattern.fullmatch(path.name)), reverse=True)
+
+
+def publish_file(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename, fsync the folder: a reader sees the old content or the new, at any instant."""
+    beside = path.with_name(f".{path.name}.tmp")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename last: until the folder is on disk, so is only its old list of names."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

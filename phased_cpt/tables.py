@@ -1,0 +1,261 @@
+"""What a person sees of a plan and of a ledger, and the same facts for a program."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from phased_cpt.ledger import PhaseRecord, RunRecord
+from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.resolved import flat, origin_of, resolved_values
+from phased_cpt.run_dir import RunDir
+from phased_cpt.schedule import Budget
+
+STATE_STYLES = {"done": "green", "running": "yellow", "interrupted": "yellow", "finished": "green", "pending": "dim"}
+PLAIN_WIDTH = 160  # of a log file or a pipe, where there is no terminal to ask
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal; a pipe gets a width that breaks no row."""
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+# plan ----------------------------------------------------------------------------------------------------------------
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """The plan for a program: `.phases[].<section>.<key>.value` and `.origin` for each resolved value."""
+    config = plan.config
+    rest = {
+        name: _with_origins(getattr(config, name), (name,), plan)
+        for name in ("tracking", "checkpoint", "merge", "launch")
+    }
+    return {
+        "run": config.run.model_dump(mode="json"),
+        **rest,
+        "phases": [_phase_facts(phase) for phase in plan.phases],
+        "warnings": plan.warnings(),
+    }
+
+
+def _with_origins(section: Any, keys: tuple[str, ...], plan: Plan) -> dict[str, Any]:
+    return {
+        key: _with_origins(getattr(section, key), (*keys, key), plan)
+        if isinstance(value, dict)
+        else {"value": value, "origin": plan.origin(*keys, key).kind, "place": plan.origin(*keys, key).place}
+        for key, value in section.model_dump(mode="json").items()
+    }
+
+
+def _phase_facts(phase: PhasePlan) -> dict[str, Any]:
+    sections = {
+        name: {
+            key: {"value": value, "origin": phase.origins[name, key].kind, "place": phase.origins[name, key].place}
+            for key, value in section.model_dump(mode="json").items()
+        }
+        for name, section in phase.sections().items()
+    }
+    schedule, batch = phase.schedule, phase.batch
+    own = phase.phase.model_dump(mode="json", include={"sources", "eval_sources", "handover", "replay"})
+    return {
+        "name": phase.name,
+        "number": phase.number,
+        "description": phase.phase.description,
+        "folder": phase.folder,
+        "starts_from": phase.starts_from,
+        "fresh_adapter": phase.fresh_adapter,
+        **own,
+        "budget": {"unit": phase.budget.unit, "amount": phase.budget.amount},
+        "batch": {
+            "rows": phase.global_rows,
+            "micro_batch_size": phase.settings.training.micro_batch_size,
+            "accumulation": batch.accumulation if batch else None,
+            "ranks": batch.ranks if batch else None,
+        },
+        "steps": phase.steps,  # null until the data is prepared
+        "warmup_steps": schedule.warmup_steps if schedule else None,
+        **sections,
+    }
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The plan on one screen: the phases as rows, then what was set, for all of them or for one."""
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    for heading in ("", "phase", "sources", "length", "batch", "learning rate", "rows"):
+        table.add_column(heading, overflow="fold")
+    for phase in plan.phases:
+        table.add_row(
+            str(phase.number),
+            Text.assemble((phase.name, "bold cyan"), (f"\nfrom {phase.starts_from}", "dim")),
+            "\n".join(source.path for source in phase.phase.sources),
+            _length(phase),
+            _batch(phase),
+            _rate(phase),
+            _rows(phase),
+        )
+    return Group(_heading(plan), "", table, "", *_what_was_set(plan), *_notes(plan))
+
+
+def _heading(plan: Plan) -> Text:
+    config = plan.config
+    bits = "4-bit" if config.model.use_4bit else config.model.precision
+    lora = config.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else " ".join(lora.target_modules)
+    adapter = (
+        f"LoRA r {lora.r}, alpha {lora.alpha:g} (scale {lora.alpha / lora.r:g}), dropout {lora.dropout:g}, on {targets}"
+        if lora.enabled
+        else "every weight is trained"
+    )
+    where = config.run.dir or f"{config.run.output_dir}/{config.run.name}-<time>"
+    return Text.assemble(
+        (f"{plan.name}", "bold"),
+        f": {_count(len(plan.phases), 'phase')} on {config.model.name or 'random weights'} ({bits})\n",
+        f"{adapter}\n",
+        (f"writes to {where}", "dim"),
+    )
+
+
+def _length(phase: PhasePlan) -> str:
+    budget = length_of(phase.budget)
+    if phase.budget.unit == "steps":
+        return budget
+    return f"{budget}\n{'steps not known yet' if phase.steps is None else f'{phase.steps:,} steps'}"
+
+
+def length_of(budget: Budget) -> str:
+    return _count(budget.amount, budget.unit.removesuffix("s"))
+
+
+def _count(amount: float, noun: str) -> str:
+    return f"{amount:,.10g} {noun}{'' if amount == 1 else 's'}"
+
+
+def _batch(phase: PhasePlan) -> str:
+    training, batch = phase.settings.training, phase.batch
+    if batch:
+        return f"{batch.rows} rows\n{batch.micro_batch_size} × {batch.accumulation} × {batch.ranks} ranks"
+    if training.global_batch_size:
+        return f"{training.global_batch_size} rows"
+    return f"{training.micro_batch_size} × {training.gradient_accumulation_steps} rows\non each rank"
+
+
+def _rate(phase: PhasePlan) -> str:
+    training = phase.settings.training
+    warmup = f"{training.warmup_ratio:.3g} of it" if training.warmup_steps is None else f"{training.warmup_steps} steps"
+    end = "" if training.lr_scheduler == "constant" else f" → {short(training.learning_rate * training.min_lr_ratio)}"
+    return f"{short(training.learning_rate)}{end}, {training.lr_scheduler}\nwarm-up {warmup}"
+
+
+def _rows(phase: PhasePlan) -> str:
+    data = phase.settings.data
+    return f"{data.max_tokens:,} tokens, {data.packing}\noverlap {data.overlap_tokens:,}"
+
+
+def short(number: float) -> str:
+    """1e-4 and not 0.0001, as people write learning rates."""
+    if number == 0 or number >= 0.01:
+        return f"{number:g}"
+    mantissa, _, exponent = f"{number:.6e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
+    """What is no default: for the whole run by section, for a phase beside the value that it would have inherited."""
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    for section, value in plan.config.model_dump(mode="json", exclude_unset=True, exclude={"phases"}).items():
+        values = flat(value) if section == "tracking" else value  # the one section that has sections
+        words = " · ".join(f"{key} {_inline(child)}" for key, child in values.items())
+        grid.add_row(Text(section, style="cyan"), words)
+    for phase in plan.phases:
+        for (section, key), origin in phase.origins.items():
+            value = getattr(phase.sections()[section], key)
+            inherited = getattr(getattr(plan.config, section), key)
+            if value != inherited:
+                change = f"{section}.{key} {_inline(value)} (in other phases {_inline(inherited)})"
+                grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
+    yield Text(
+        "Set here; all else is a default (`phased-cpt config show` lists every value and its origin)", style="dim"
+    )
+    yield grid
+
+
+def _notes(plan: Plan) -> Iterator[RenderableType]:
+    if any(phase.steps is None for phase in plan.phases):
+        yield Text("\nThe steps of epochs and tokens are known once the data is prepared.", style="dim")
+    if any(phase.batch is None for phase in plan.phases):
+        yield Text(
+            "The whole batch is known once the GPUs are: launch.num_gpus, or --set launch.num_gpus=8.", style="dim"
+        )
+    for warning in plan.warnings():
+        yield Text.assemble(("\ncareful: ", "bold yellow"), warning)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, dict):
+        words = ", ".join(f"{key}: {_inline(child)}" for key, child in value.items())
+        return f"{{{words}}}" if len(words) <= 60 else f"{{{words[:57]}…}}"
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value))
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def config_facts(plan: Plan) -> dict[str, Any]:
+    """Every resolved value by its dotted path, with its origin."""
+    facts: dict[str, Any] = {}
+    names = {phase.name: index for index, phase in enumerate(plan.phases)}
+    for path, value in flat(resolved_values(plan)).items():
+        keys = tuple(path.split("."))
+        origin = origin_of(("phases", names[keys[1]], *keys[2:]) if keys[0] == "phases" else keys, plan)
+        facts[path] = {"value": value, "origin": origin.kind, "place": origin.place}
+    return facts
+
+
+# status --------------------------------------------------------------------------------------------------------------
+
+
+def status_facts(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> dict[str, Any]:
+    """Where a run stands, for a program."""
+    return {
+        "run_dir": str(run_dir.root),
+        "name": record.name if record else None,
+        "state": _state(record, holder),
+        "holder": holder,
+        "attempts": len(record.attempts) if record else 0,
+        "phases": [phase.model_dump(mode="json") for phase in record.phases] if record else [],
+    }
+
+
+def status_table(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> RenderableType:
+    """Where a run stands, on one screen."""
+    state = _state(record, holder)
+    heading = Text.assemble((str(run_dir.root), "bold"), ": ", (state, STATE_STYLES.get(state, "")))
+    if holder:
+        heading.append(f" ({holder})", style="dim")
+    if record is None:
+        return heading
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    for name in ("", "phase", "state", "started", "finished", "published"):
+        table.add_column(name)
+    for number, phase in enumerate(record.phases, start=1):
+        table.add_row(str(number), *_phase_row(phase, holder))
+    attempts = f"{_count(len(record.attempts), 'attempt')}, the first on {record.created}"
+    return Group(heading, Text(attempts, style="dim"), "", table)
+
+
+def _phase_row(phase: PhaseRecord, holder: str | None) -> tuple[str | Text, ...]:
+    state = "interrupted" if phase.state == "running" and not holder else phase.state
+    published = f"{phase.published.kind} {phase.published.digest[:12]}" if phase.published else ""
+    return phase.name, Text(state, style=STATE_STYLES[state]), phase.started or "", phase.finished or "", published
+
+
+def _state(record: RunRecord | None, holder: str | None) -> str:
+    if holder:
+        return "running"
+    if record is None or all(phase.state == "pending" for phase in record.phases):
+        return "not begun"
+    return "finished" if record.is_finished else "interrupted"
