@@ -55,6 +55,10 @@ def choices_at(keys: Keys) -> list[str]:
     ]
 
 
+def takes_text(keys: Keys) -> bool:
+    return any(option.get("type") == "string" for option in _options(node_at(keys)))
+
+
 def _options(node: dict[str, Any]) -> list[dict[str, Any]]:
     """A node as its alternatives, with references followed."""
     if "$ref" in node:

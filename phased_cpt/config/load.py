@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from phased_cpt.config.allowed import allowed, choices_at, keys_at, nearest
+from phased_cpt.config.allowed import allowed, choices_at, keys_at, nearest, takes_text
 from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.override import override
 from phased_cpt.config.read import Keys, Written, dotted, read_file
@@ -94,7 +94,9 @@ def _take_out(values: Any, keys: Keys) -> None:
     *above, last = keys
     for key in above:
         values = values[key]
-    stand_ins = {"name": f"phase-{keys[1]}", "sources": ["?"], "path": "?"} if keys[0] == "phases" else {}
+    stand_ins = (
+        {"name": f"phase-{keys[1]}", "sources": ["?"], "path": "?"} if len(above) > 1 and above[0] == "phases" else {}
+    )
     if last in stand_ins:
         values[last] = stand_ins[str(last)]
     elif isinstance(values, list):
@@ -135,7 +137,7 @@ def _locate(loc: tuple[int | str, ...], at: Any) -> tuple[Keys, Any]:
 
 def _wrong_value(keys: Keys, value: Any) -> str:
     hint = nearest(value, choices_at(keys)) if isinstance(value, str) else ""
-    if isinstance(value, int | float) and "text" in allowed(keys):
+    if isinstance(value, int | float) and takes_text(keys):
         hint = "; put it in quotes to make it a text"
     return f"given {_shown(value)}; allowed: {allowed(keys)}{hint}"
 
@@ -163,9 +165,11 @@ def _path(keys: Keys, values: Any) -> str:
 
 
 def _placed(problem: Problem, keys: Keys, written: Written) -> Problem:
-    """The problem with the place of its value, or of the nearest thing around it that was written."""
-    near = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in written.places), ())
-    return Problem(problem.path, problem.message, written.places.get(near, ""))
+    """The problem with the place of its value, or of the nearest thing in it or around it that was written."""
+    inside = (place for place in written.places if _is_inside(place, keys))
+    around = (keys[:n] for n in range(len(keys), -1, -1))
+    near = next((place for place in (keys, *inside, *around) if place in written.places), None)
+    return Problem(problem.path, problem.message, written.places[near] if near is not None else "")
 
 
 def _by_place(problem: Problem) -> tuple[str, int, str]:

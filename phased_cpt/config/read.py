@@ -169,23 +169,23 @@ class _Walk:
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            key = _whole(str(key_node.value))
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(key_node, keys, "given a list or a mapping as a key; allowed: a text")
-            elif key_node.value == "<<" and key_node.style is None:
+            elif _is_merge(key_node):
                 continue
-            elif key_node.value in found:
-                first = self.places[(*keys, key_node.value)]
-                self._problem(key_node, (*keys, key_node.value), f"given twice; first at {first}")
+            elif key in found:
+                self._problem(key_node, (*keys, key), f"given twice; first at {self.places[(*keys, key)]}")
             else:
-                found[key_node.value] = self.value(value_node, (*keys, key_node.value))
-                self.places[(*keys, key_node.value)] = self._place(key_node)
+                found[key] = self.value(value_node, (*keys, key))
+                self.places[(*keys, key)] = self._place(key_node)
         return self._inherited(node, keys) | found
 
     def _inherited(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         """What `<<: *alias` brings in; the mapping's own keys go before it."""
         inherited: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if key_node.value == "<<" and getattr(key_node, "style", "") is None:
+            if _is_merge(key_node):
                 many = isinstance(value_node, yaml.SequenceNode)
                 for source in reversed(value_node.value if many else [value_node]):
                     value = self.value(source, (*keys, "<<")) if isinstance(source, yaml.MappingNode) else None
@@ -199,8 +199,7 @@ class _Walk:
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
         text = node.value
         if node.style is not None and node.tag == _STR:
-            # JSON writes a character beyond U+FFFF as two halves, which YAML leaves apart.
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return _whole(text)
         try:
             return plain_scalar(text)
         except ValueError:
@@ -212,6 +211,15 @@ class _Walk:
 
     def _place(self, node: yaml.Node) -> str:
         return self.name if self.name == COMMAND_LINE else f"{self.name}:{node.start_mark.line + 1}"
+
+
+def _is_merge(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None
+
+
+def _whole(text: str) -> str:
+    """JSON writes a character beyond U+FFFF as two halves, which YAML leaves apart."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain_scalar(text: str) -> Any:

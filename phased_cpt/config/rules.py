@@ -6,6 +6,7 @@ A message names the keys that it compares, so that a rule about a value which is
 import re
 from collections.abc import Callable, Iterator
 
+from phased_cpt.config.allowed import nearest
 from phased_cpt.config.inherit import Settings, settings_of, starts_fresh
 from phased_cpt.config.read import Keys
 from phased_cpt.config.schema import Phase, RunConfig
@@ -118,7 +119,8 @@ def deepspeed_file_is_known(config: RunConfig) -> Found:
         if at.training.deepspeed not in known and not at.training.deepspeed.endswith(".json"):
             yield (
                 ("phases", index, "training", "deepspeed"),
-                f"deepspeed is {at.training.deepspeed!r}; allowed: {', '.join(known)}, or the path of a .json file",
+                f"deepspeed is {at.training.deepspeed!r}; allowed: {', '.join(known)}, or the path of a .json file"
+                + nearest(at.training.deepspeed, known),
             )
 
 

@@ -19,6 +19,10 @@ PHASE_NAME = r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$"
 
 Whole = Annotated[int, BeforeValidator(not_a_boolean)]
 Real = Annotated[float, BeforeValidator(not_a_boolean)]
+# The limit comes first: behind a validator, or on an optional field, JSON Schema would not show it.
+Natural = Annotated[int, Field(ge=1), BeforeValidator(not_a_boolean)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(not_a_boolean)]
+Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(not_a_boolean)]
 Flag = Annotated[bool, BeforeValidator(not_a_number)]
 Size = Annotated[
     int,
@@ -87,8 +91,8 @@ class Lora(Section):
     """The adapter that is trained on the frozen base."""
 
     enabled: Flag = recipe(True, "Train an adapter; false trains every weight of the model.")
-    r: Whole = recipe(128, "Rank of the adapter.", ge=1)
-    alpha: Real = recipe(256, "Strength of the adapter; its effective scale is alpha / r.", gt=0)
+    r: Natural = recipe(128, "Rank of the adapter.")
+    alpha: Positive = recipe(256, "Strength of the adapter; its effective scale is alpha / r.")
     dropout: Real = recipe(0.05, "Dropout before the adapter.", ge=0, lt=1)
     target_modules: Literal["auto"] | Annotated[tuple[Text, ...], Field(min_length=1)] = recipe(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -113,7 +117,7 @@ class Data(Section):
     )
     shuffle: Flag = recipe(True, "Shuffle the rows of each epoch; false keeps the order of the sources.")
     eval_share: Real = recipe(0.05, "Share of each source's documents that is held out.", ge=0, lt=1)
-    eval_max_tokens: Whole = recipe(2_000_000, "Most tokens that are held out of a source.", ge=1)
+    eval_max_tokens: Natural = recipe(2_000_000, "Most tokens that are held out of a source.")
     split_seed: Whole = recipe(0, "Seed of the split; apart from run.seed, so that runs share a held-out set.", ge=0)
     assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says.")
     parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
@@ -128,20 +132,20 @@ class Data(Section):
 class Training(Section):
     """How a phase is trained."""
 
-    micro_batch_size: Whole = execution(1, "Rows a GPU holds at once.", ge=1)
-    gradient_accumulation_steps: Whole = execution(6, "Micro batches of a GPU in an optimizer step.", ge=1)
-    global_batch_size: Whole | None = recipe(
-        None, "Rows in an optimizer step over all GPUs; the accumulation then follows from the number of GPUs.", ge=1
+    micro_batch_size: Natural = execution(1, "Rows a GPU holds at once.")
+    gradient_accumulation_steps: Natural = execution(6, "Micro batches of a GPU in an optimizer step.")
+    global_batch_size: Natural | None = recipe(
+        None, "Rows in an optimizer step over all GPUs; the accumulation then follows from the number of GPUs."
     )
     learning_rate: Real = recipe(1e-4, "Peak learning rate.", gt=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = recipe("cosine", "Shape of the learning rate.")
     warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
-    warmup_steps: Whole | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.", ge=0)
+    warmup_steps: Annotated[Whole, Field(ge=0)] | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.")
     decay_ratio: Real = recipe(0.2, "Share of the phase's steps in which wsd cools down.", gt=0, le=1)
     min_lr_ratio: Real = recipe(0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
     optimizer: Text = recipe("adamw_torch_fused", "Optimizer, by the name that the Trainer knows it by.")
     weight_decay: Real = recipe(0.1, "Weight decay.", ge=0)
-    max_grad_norm: Real | None = recipe(1.0, "Gradients are clipped to this norm; null clips nothing.", gt=0)
+    max_grad_norm: Positive | None = recipe(1.0, "Gradients are clipped to this norm; null clips nothing.")
     gradient_checkpointing: Flag = execution(True, "Compute activations twice instead of keeping them.")
     loss: Literal["auto", "chunked", "liger", "plain"] = execution(
         "auto", "How the loss is computed: the same numbers, with more or less memory."
@@ -152,19 +156,19 @@ class Training(Section):
 class Evaluation(Section):
     """What is measured on the held-out documents, and when."""
 
-    every_steps: Whole = recipe(50, "Optimizer steps between evaluations; the end of an epoch is always one.", ge=1)
-    micro_batch_size: Whole = execution(1, "Rows a GPU evaluates at once.", ge=1)
+    every_steps: Whole = recipe(50, "Optimizer steps between evaluations; the end of an epoch is always one.")
+    micro_batch_size: Natural = execution(1, "Rows a GPU evaluates at once.")
     publish: Literal["best", "last"] = recipe(
         "best", "Adapter that the next phase starts from: of the best loss, or the last."
     )
-    patience: Whole | None = recipe(None, "Stop a phase after so many evaluations without a better loss.", ge=1)
+    patience: Natural | None = recipe(None, "Stop a phase after so many evaluations without a better loss.")
 
 
 class Checkpoint(Section):
     """What is kept so that a stop loses little."""
 
-    every_steps: Whole = bookkeeping(50, "Optimizer steps between checkpoints.", ge=1)
-    keep: Whole = bookkeeping(3, "Newest checkpoints that are kept, besides the best.", ge=1)
+    every_steps: Natural = bookkeeping(50, "Optimizer steps between checkpoints.")
+    keep: Natural = bookkeeping(3, "Newest checkpoints that are kept, besides the best.")
     keep_published: Flag = bookkeeping(False, "Keep the checkpoints of a phase that is published.")
 
 
@@ -204,7 +208,7 @@ class Merge(Section):
 class Launch(Section):
     """The machine that the phases are launched on."""
 
-    num_gpus: Whole | None = execution(None, "Processes of a phase, one a GPU; every visible GPU if absent.", ge=1)
+    num_gpus: Natural | None = execution(None, "Processes of a phase, one a GPU; every visible GPU if absent.")
 
 
 class Source(Section):
@@ -212,7 +216,7 @@ class Source(Section):
 
     path: Text = bookkeeping(..., "File, folder, glob or hub id.")
     split: Text | None = recipe(None, "Split of a hub data set.")
-    weight: Real = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.", gt=0)
+    weight: Positive = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.")
 
 
 SourceOrPath = Annotated[
@@ -221,7 +225,6 @@ SourceOrPath = Annotated[
         lambda given: {"path": given} if isinstance(given, str) else given, json_schema_input_type=Source | str
     ),
 ]
-Share = Annotated[Real, Field(gt=0, lt=1)]
 
 
 class Phase(Section):
@@ -235,9 +238,9 @@ class Phase(Section):
     eval_sources: Annotated[tuple[SourceOrPath, ...], BeforeValidator(one_or_many)] = recipe(
         (), "Held-out documents of their own, instead of a share of the sources."
     )
-    max_steps: Whole | None = recipe(None, "Budget in optimizer steps; rules over tokens and epochs.", ge=1)
-    tokens: Whole | None = recipe(None, "Budget in trained tokens; rules over epochs.", ge=1)
-    epochs: Real = recipe(1.0, "Budget in passes over the sources.", gt=0)
+    max_steps: Natural | None = recipe(None, "Budget in optimizer steps; rules over tokens and epochs.")
+    tokens: Natural | None = recipe(None, "Budget in trained tokens; rules over epochs.")
+    epochs: Positive = recipe(1.0, "Budget in passes over the sources.")
     handover: Literal["continue", "merge"] = recipe(
         "continue",
         "How the next phase starts: with this adapter, or with a fresh one on a base that has this one merged.",

@@ -1,0 +1,165 @@
+"""One broken configuration for each rule across fields, with the message it gets, and the same one mended."""
+
+from collections.abc import Callable
+
+import pytest
+
+from phased_cpt.config import Loaded
+from phased_cpt.config.rules import RULES
+
+Problems = Callable[..., list[str]]
+Load = Callable[..., Loaded]
+
+# rule: (what breaks it, its message, what mends it)
+CASES: dict[str, tuple[str, str, str]] = {
+    "a_base_is_named": (
+        "phases: [{name: one, sources: a}]",
+        "run.yaml:1: model.name: nothing given; needed: a hub id or a folder (or model.from_config, for a random start)",
+        "model: {from_config: {model_type: llama}}\nphases: [{name: one, sources: a}]",
+    ),
+    "one_base_only": (
+        "model: {name: m, from_config: c.json}\nphases: [{name: one, sources: a}]",
+        "run.yaml:1: model.from_config: given beside model.name; a model is loaded by name or begun from a config, "
+        "so take one of them out",
+        "model: {from_config: c.json}\nphases: [{name: one, sources: a}]",
+    ),
+    "remote_code_is_pinned": (
+        "model: {name: org/m, trust_remote_code: true, revision: main}\nphases: [{name: one, sources: a}]",
+        "run.yaml:1: model.trust_remote_code: given true without a pinned model.revision; "
+        "set it to the whole commit (40 digits) that you have read",
+        f"model: {{name: org/m, trust_remote_code: true, revision: '{'0a' * 20}'}}\nphases: [{{name: one, sources: a}}]",
+    ),
+    "phase_names_differ": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: One, sources: a}",
+        "run.yaml:4: phases.1.name: given 'One', and an earlier phase is called 'one'; names must differ in more than case",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a}",
+    ),
+    "overlap_fits_the_window": (
+        "model: {name: m}\ndata: {max_tokens: 1024}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: data.overlap_tokens: overlap_tokens is 2048 and max_tokens 1024; a window must move on: "
+        "overlap_tokens below max_tokens (max_tokens / 16 is usual)",
+        "model: {name: m}\ndata: {max_tokens: 1024, overlap_tokens: 64}\nphases: [{name: one, sources: a}]",
+    ),
+    "warmup_fits_the_phase": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a, max_steps: 10, training: {warmup_steps: 10}}",
+        "run.yaml:3: phases.one.training.warmup_steps: warmup_steps is 10 and max_steps 10; "
+        "the warm-up must end before the phase does",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a, max_steps: 10, training: {warmup_steps: 9}}",
+    ),
+    "warmup_and_decay_fit": (
+        "model: {name: m}\ntraining: {lr_scheduler: wsd, warmup_ratio: 0.5, decay_ratio: 0.6}\n"
+        "phases: [{name: one, sources: a}]",
+        "run.yaml:2: training.decay_ratio: warmup_ratio and decay_ratio 0.6 together take more than the whole phase; "
+        "lower one",
+        "model: {name: m}\ntraining: {lr_scheduler: wsd, warmup_ratio: 0.4, decay_ratio: 0.6}\n"
+        "phases: [{name: one, sources: a}]",
+    ),
+    "four_bits_store_as_zero3_needs": (
+        "model: {name: m, use_4bit: true, bnb_4bit_quant_storage: uint8}\ntraining: {deepspeed: zero3}\n"
+        "phases: [{name: one, sources: a}]",
+        "run.yaml:2: training.deepspeed: ZeRO-3 shards 4-bit weights only as bnb_4bit_quant_storage = precision; "
+        "given uint8 and bf16; leave bnb_4bit_quant_storage at auto, or use deepspeed: zero2",
+        "model: {name: m, use_4bit: true}\ntraining: {deepspeed: zero3}\nphases: [{name: one, sources: a}]",
+    ),
+    "four_bits_are_frozen": (
+        "model: {name: m, use_4bit: true}\nlora: {enabled: false}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: lora.enabled: lora.enabled is false and use_4bit true, but 4-bit weights stay frozen; "
+        "change one of the two",
+        "model: {name: m}\nlora: {enabled: false}\nphases: [{name: one, sources: a}]",
+    ),
+    "deepspeed_file_is_known": (
+        "model: {name: m}\ntraining: {deepspeed: zero4}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: training.deepspeed: deepspeed is 'zero4'; allowed: auto, zero2, zero2_offload, zero3, zero3_offload, "
+        "or the path of a .json file; did you mean zero3?",
+        "model: {name: m}\ntraining: {deepspeed: my/zero4.json}\nphases: [{name: one, sources: a}]",
+    ),
+    "batch_divides": (
+        "model: {name: m}\nlaunch: {num_gpus: 4}\ntraining: {micro_batch_size: 2, global_batch_size: 20}\n"
+        "phases: [{name: one, sources: a}]",
+        "run.yaml:3: training.global_batch_size: global_batch_size 20 is no multiple of micro_batch_size 2 × num_gpus 4; "
+        "the nearest are 16 and 24",
+        "model: {name: m}\nlaunch: {num_gpus: 5}\ntraining: {micro_batch_size: 2, global_batch_size: 20}\n"
+        "phases: [{name: one, sources: a}]",
+    ),
+    "continued_adapters_keep_their_shape": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {r: 8, dropout: 0.2}}",
+        "run.yaml:4: phases.two.lora.r: lora.r is 8, but this phase goes on with one's adapter, which has 128; "
+        "take it out, or end one with `handover: merge`",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a, handover: merge}\n  - {name: two, sources: a, lora: {r: 8}}",
+    ),
+    "full_training_starts_from_a_base": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {enabled: false}}",
+        "run.yaml:4: phases.two.lora.enabled: lora.enabled is false, and two is to go on with an adapter; "
+        "begin it from a base: one with `handover: merge`",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a, lora: {enabled: false}}\n  - {name: two, sources: a}",
+    ),
+    "assistant_loss_needs_messages": (
+        "model: {name: m}\ndata: {assistant_only_loss: true, text_field: text}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: data.assistant_only_loss: assistant_only_loss needs chat data, and text_field 'text' is raw text; "
+        "set text_field: messages, or take it out",
+        "model: {name: m}\ndata: {assistant_only_loss: true, text_field: messages}\nphases: [{name: one, sources: a}]",
+    ),
+    "replay_draws_from_earlier_phases": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, replay: {tow: 0.1}}",
+        "run.yaml:4: phases.two.replay.tow: no phase before two is called 'tow'; allowed: one",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, replay: {one: 0.1}}",
+    ),
+    "patience_needs_held_out_documents": (
+        "model: {name: m}\ndata: {eval_share: 0}\nevaluation: {patience: 3}\nphases: [{name: one, sources: a}]",
+        "run.yaml:3: evaluation.patience: patience needs held-out documents, and eval_share is 0; "
+        "raise eval_share or give eval_sources",
+        "model: {name: m}\ndata: {eval_share: 0}\nevaluation: {patience: 3}\n"
+        "phases: [{name: one, sources: a, eval_sources: b}]",
+    ),
+}
+
+
+@pytest.mark.requirement("C-04", "S-05")
+@pytest.mark.parametrize("rule", CASES)
+def test_a_broken_rule_says_what_and_where_and_what_mends_it(problems: Problems, loaded: Load, rule: str) -> None:
+    broken, message, mended = CASES[rule]
+    assert problems(broken) == [message]
+    assert loaded(mended).config
+
+
+def test_every_rule_has_a_case() -> None:
+    assert [rule.__name__ for rule in RULES] == list(CASES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a, replay: 0.1}]",
+            "phases.one.replay: one is the first phase: there is nothing to replay; take it out",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: a, sources: a}, {name: b, sources: a}, "
+            "{name: c, sources: a, replay: {a: 0.5, b: 0.5}}]",
+            "phases.c.replay: the shares of replay leave nothing for the phase itself; their sum must be below 1",
+        ),
+        (
+            "model: {name: m}\ndata: {assistant_only_loss: true}\nphases: [{name: one, sources: book.txt.gz}]",
+            "data.assistant_only_loss: assistant_only_loss needs chat data, and book.txt.gz is raw text; "
+            "set text_field: messages, or take it out",
+        ),
+        (
+            "model: {name: m, adapter: old}\nphases: [{name: one, sources: a, lora: {enabled: false}}]",
+            "phases.one.lora.enabled: lora.enabled is false, and one is to go on with an adapter; "
+            "begin it from a base: without model.adapter",
+        ),
+    ],
+)
+def test_the_other_ways_to_break_a_rule(problems: Problems, text: str, message: str) -> None:
+    assert [problem.split(": ", 1)[1] for problem in problems(text)] == [message]
+
+
+def test_a_value_that_several_phases_inherit_is_refused_once_where_it_stands(problems: Problems) -> None:
+    found = problems(
+        "model: {name: m}\ntraining:\n  deepspeed: zero4\nphases: [{name: a, sources: a}, {name: b, sources: a}]"
+    )
+    assert [problem.split(":")[:3] for problem in found] == [["run.yaml", "3", " training.deepspeed"]]
+
+
+def test_an_adapter_that_goes_on_may_change_its_dropout(loaded: Load) -> None:
+    assert loaded("model: {name: m}\nphases: [{name: a, sources: a}, {name: b, sources: a, lora: {dropout: 0}}]")

@@ -1,0 +1,73 @@
+"""Keys and tokens in a file are refused, with the variable to use instead, and are never repeated."""
+
+from collections.abc import Callable
+
+import pytest
+
+from phased_cpt.config import Loaded
+from tests.conftest import Call, Write, with_phases
+
+Problems = Callable[..., list[str]]
+
+pytestmark = pytest.mark.requirement("C-07")
+
+CANARY = "hf_" + "Kj3x9QpLm2Vb7Tz8Wd4R"
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "variable"),
+    [
+        ("tracking: {wandb: {api_key: abc123}}", "tracking.wandb.api_key", "`export WANDB_API_KEY=…`"),
+        ("wandb_api_key: abc123", "wandb_api_key", "`export WANDB_API_KEY=…`"),
+        ("model: {name: m, hf_token: abc123}", "model.hf_token", "`export HF_TOKEN=…`"),
+        (f"model: {{name: m, revision: {CANARY}}}", "model.revision", "`export HF_TOKEN=…`"),
+        (f"data: {{where: {{a: [b, {CANARY}]}}}}", "data.where.a.1", "`export HF_TOKEN=…`"),
+        ("model: {name: 'https://me:secret@host/m'}", "model.name", "an environment variable"),
+        ("password: 123", "password", "an environment variable"),
+    ],
+)
+def test_a_secret_is_refused_with_the_variable_to_use(problems: Problems, line: str, path: str, variable: str) -> None:
+    text = with_phases(line) if not line.startswith("model") else f"{line}\nphases: [{{name: one, sources: a}}]"
+    found = [problem for problem in problems(text) if "secret" in problem]
+    place = f"run.yaml:{text.splitlines().index(line) + 1}: {path}: given a secret (not shown); take it out of the file"
+    assert len(found) == 1
+    assert found[0].startswith(place)
+    assert variable in found[0]
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["config", "show"], ["run", "--dry-run"], ["plan", "--json"]])
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [
+        (f"model: {{name: m, token: {CANARY}}}", None),
+        (f"model: {{name: m, {CANARY}: 1}}", None),
+        (f"model: {{name: m, precision: {CANARY}}}", None),
+        ("model: {name: m}", f"model.revision={CANARY}"),
+        ("model: {name: m}", f"tracking.wandb.api_key={CANARY}"),
+        (f"model: {{name: m, token: {CANARY}}}", "model.token.x=1"),
+        (f"model: {{name: m, token: {CANARY}, token: {CANARY}}}", None),
+    ],
+)
+def test_a_secret_is_never_repeated(write: Write, call: Call, verb: list[str], text: str, override: str | None) -> None:
+    write(text)
+    answer = call(*verb, "-c", "run.yaml", *(["--set", override] if override else []))
+    assert answer.code == 2
+    assert "secret" in answer.err
+    assert CANARY not in answer.out + answer.err
+
+
+def test_the_value_of_a_known_variable_is_recognised(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    found = problems(
+        with_phases("run: {output_dir: 0123456789abcdef}").replace("0123", "'0123").replace("def}", "def'}")
+    )
+    assert found[0].startswith("run.yaml:3: run.output_dir: given a secret (not shown)")
+
+
+def test_innocent_words_are_no_secrets(loaded: Callable[..., Loaded]) -> None:
+    config = loaded("""\
+        model: {name: org/token-classifier, tokenizer: secret-garden}
+        data: {max_tokens: 64, overlap_tokens: 8, where: {author: sk-learn, kind: password reset}}
+        phases: [{name: one, sources: a, tokens: 1000}]
+    """).config
+    assert config.model.tokenizer == "secret-garden"

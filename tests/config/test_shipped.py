@@ -1,0 +1,99 @@
+"""The files that come with the package work as they are, and say what they do."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from phased_cpt.config import load
+from phased_cpt.config.shipped import shipped_folder, shipped_names
+from phased_cpt.plan import make_plan
+from tests.conftest import REPOSITORY, Call
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+DEEPSPEED_FILES = sorted((REPOSITORY / "deepspeed_configs").glob("*.json"))
+
+
+@pytest.mark.requirement("C-09")
+def test_the_presets_are_the_ones_promised() -> None:
+    assert {path.stem for path in CONFIGS} == {"demo", "qlora-small-gpu", "qlora-3b", "step-budget", "kat-dev-32b"}
+
+
+@pytest.mark.requirement("C-09")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_run_opens_with_its_command_and_makes_a_plan_without_a_warning(path: Path) -> None:
+    text = path.read_text()
+    assert re.search(rf"phased-cpt (run|plan) -c configs/{path.name}", text.splitlines()[0])
+    assert "# yaml-language-server: $schema=./schema.json" in text
+    plan = make_plan(load(path))
+    assert plan.warnings() == [] or path.stem == "demo", "the demo is short on purpose"
+    assert all(phase.phase.description for phase in plan.phases)
+
+
+@pytest.mark.requirement("C-08", "C-09")
+def test_the_presets_have_the_values_they_are_named_for() -> None:
+    kat, qlora = load(REPOSITORY / "configs/kat-dev-32b.yaml").config, load(REPOSITORY / "configs/qlora-3b.yaml").config
+    assert (kat.model.name, kat.lora.r, kat.data.max_tokens, kat.launch.num_gpus) == (
+        "Kwaipilot/KAT-Dev",
+        128,
+        32768,
+        8,
+    )
+    assert (qlora.model.use_4bit, qlora.lora.r, qlora.lora.alpha, qlora.training.learning_rate) == (True, 16, 32, 2e-4)
+    assert (qlora.training.micro_batch_size, qlora.training.gradient_accumulation_steps) == (2, 4)
+    assert qlora.data.max_tokens == 2048
+
+
+@pytest.mark.parametrize("path", DEEPSPEED_FILES, ids=lambda path: path.stem)
+def test_the_name_of_a_deepspeed_file_tells_the_truth(path: Path) -> None:
+    content = json.loads(path.read_text())
+    zero = content["zero_optimization"]
+    offloads = {
+        key for key in ("offload_optimizer", "offload_param") if zero.get(key, {}).get("device", "none") != "none"
+    }
+    assert path.stem.startswith(f"zero{zero['stage']}")
+    assert ("offload" in path.stem) == bool(offloads)
+    assert "optimizer" not in content
+    assert "scheduler" not in content
+
+
+def test_every_deepspeed_file_has_a_row_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` ", (REPOSITORY / "deepspeed_configs/README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == [path.stem for path in DEEPSPEED_FILES] == shipped_names("deepspeed_configs")
+
+
+def test_a_shipped_run_can_be_called_by_its_name_from_anywhere(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("plan", "-c", "qlora-3b").out.startswith("qlora-3b: 3 phases on meta-llama/Llama-3.2-3B (4-bit)")
+    assert call("plan", "-c", "qlora-4b").code == 2
+
+
+@pytest.mark.requirement("X-01")
+def test_a_wheel_carries_the_shipped_files_inside_the_package(tmp_path: Path) -> None:
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run([*build, str(REPOSITORY)], check=True, timeout=300, stdin=subprocess.DEVNULL)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    show = (
+        "from phased_cpt.config.shipped import *; print(*shipped_names('configs'), *shipped_names('deepspeed_configs'))"
+    )
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {show}; print(shipped_folder('configs'))"]
+    names, folder = subprocess.check_output(run, text=True, cwd=tmp_path / "site").splitlines()
+    assert names.split() == [*shipped_names("configs"), *shipped_names("deepspeed_configs")]
+    assert Path(folder) == tmp_path / "site/phased_cpt/configs" != shipped_folder("configs")

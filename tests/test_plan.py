@@ -1,0 +1,180 @@
+"""A configuration becomes a plan: what holds in each phase, and where it came from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from phased_cpt.config import Loaded
+from phased_cpt.errors import InputError
+from phased_cpt.plan import Origin, Plan, make_plan
+from phased_cpt.schedule import Batch, Prepared
+from tests.conftest import MINIMAL
+
+Load = Callable[..., Loaded]
+
+CURRICULUM = """\
+    model: {name: some/model}
+    training: {weight_decay: 0.2, learning_rate: 1e-3}
+    lora: {r: 4, alpha: 8}
+    phases:
+      - {name: foundation, sources: a.jsonl, max_steps: 200}
+      - name: evolution
+        sources: b.jsonl
+        epochs: 2
+        training: {learning_rate: 5e-5}
+        data: {max_tokens: 4096}
+"""
+
+
+@pytest.fixture
+def plan(loaded: Load) -> Callable[..., Plan]:
+    return lambda text, *overrides, **known: make_plan(loaded(text, *overrides), **known)
+
+
+@pytest.mark.requirement("S-02")
+def test_a_phase_has_its_own_values_and_the_runs_for_the_rest(plan: Callable[..., Plan]) -> None:
+    foundation, evolution = plan(CURRICULUM).phases
+    assert (foundation.settings.training.learning_rate, evolution.settings.training.learning_rate) == (1e-3, 5e-5)
+    assert (foundation.settings.training.weight_decay, evolution.settings.training.weight_decay) == (0.2, 0.2)
+    assert (foundation.settings.data.max_tokens, evolution.settings.data.max_tokens) == (32768, 4096)
+    assert evolution.settings.lora.r == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "key", "foundation", "evolution"),
+    [
+        ([], "training", "weight_decay", Origin("file", "run.yaml:2"), Origin("file", "run.yaml:2")),
+        ([], "training", "learning_rate", Origin("file", "run.yaml:2"), Origin("phase", "run.yaml:9")),
+        ([], "training", "optimizer", Origin("default"), Origin("default")),
+        ([], "data", "max_tokens", Origin("default"), Origin("phase", "run.yaml:10")),
+        (["training.weight_decay=0"], "training", "weight_decay", Origin("command line"), Origin("command line")),
+        # A phase's own value is nearer than the run's, wherever the run's came from.
+        (["training.learning_rate=1"], "training", "learning_rate", Origin("command line"), Origin("phase", "run.yaml:9")),
+        (["phases.1.training.learning_rate=1"], "training", "learning_rate", Origin("file", "run.yaml:2"),
+         Origin("command line")),
+        (["phases.1.training={learning_rate: 1}"], "training", "learning_rate", Origin("file", "run.yaml:2"),
+         Origin("command line")),
+    ],
+)  # fmt: skip
+def test_each_value_knows_where_it_came_from(
+    plan: Callable[..., Plan], overrides: list[str], section: str, key: str, foundation: Origin, evolution: Origin
+) -> None:
+    assert [phase.origins[section, key] for phase in plan(CURRICULUM, *overrides).phases] == [foundation, evolution]
+
+
+@pytest.mark.requirement("S-01")
+@pytest.mark.parametrize(
+    ("phases", "starts"),
+    [
+        ("[{name: a, sources: x}, {name: b, sources: x}, {name: c, sources: x}]",
+         [("some/model", True), ("a's adapter", False), ("b's adapter", False)]),
+        ("[{name: a, sources: x, handover: merge}, {name: b, sources: x}]", [("some/model", True), ("a, merged", True)]),
+        ("[{name: a, sources: x, lora: {enabled: false}}, {name: b, sources: x}]",
+         [("some/model", False), ("the base that a trained", True)]),
+    ],
+)  # fmt: skip
+def test_each_phase_starts_from_what_the_one_before_published(
+    plan: Callable[..., Plan], phases: str, starts: list[tuple[str, bool]]
+) -> None:
+    planned = plan(f"model: {{name: some/model}}\nphases: {phases}")
+    assert [(phase.starts_from, phase.fresh_adapter) for phase in planned.phases] == starts
+
+
+@pytest.mark.requirement("S-01")
+def test_the_first_phase_may_start_from_a_given_adapter(plan: Callable[..., Plan]) -> None:
+    first = plan("model: {name: m, adapter: old/adapter}\nphases: [{name: a, sources: x}]").phases[0]
+    assert (first.starts_from, first.fresh_adapter) == ("m + old/adapter", False)
+
+
+@pytest.mark.requirement("S-07")
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        ("", (1, "epochs")),
+        (", epochs: 3", (3, "epochs")),
+        (", epochs: 3, tokens: 5_000", (5000, "tokens")),
+        (", epochs: 3, tokens: 5_000, max_steps: 7", (7, "steps")),
+    ],
+)
+def test_the_budget_that_rules(plan: Callable[..., Plan], given: str, budget: tuple[float, str]) -> None:
+    phase = plan(f"model: {{name: m}}\nphases: [{{name: a, sources: x{given}}}]").phases[0]
+    assert (phase.budget.amount, phase.budget.unit) == budget
+
+
+def test_steps_and_schedule_are_known_once_the_data_is(plan: Callable[..., Plan]) -> None:
+    before = plan(CURRICULUM, ranks=2)
+    assert [phase.steps for phase in before.phases] == [200, None]
+    assert before.phases[1].schedule is None
+    after = plan(CURRICULUM, ranks=2, prepared={"evolution": Prepared(blocks=600, tokens_trained=10**6)})
+    assert after.phases[1].steps == 100  # 2 × 600 rows in batches of 12
+    assert after.phases[1].schedule is not None
+    assert (after.phases[1].schedule.warmup_steps, after.phases[1].schedule.peak) == (3, 5e-5)
+
+
+@pytest.mark.requirement("P-04")
+def test_the_batch_follows_from_the_number_of_ranks(plan: Callable[..., Plan]) -> None:
+    assert plan(MINIMAL).phases[0].batch is None
+    assert plan(MINIMAL, "launch.num_gpus=8").phases[0].batch == Batch(48, 1, 6, 8)
+    assert plan(MINIMAL, ranks=4).phases[0].batch == Batch(24, 1, 6, 4)
+    assert plan(MINIMAL, "training.global_batch_size=64", ranks=4).phases[0].batch == Batch(64, 1, 16, 4)
+    assert plan(MINIMAL, "training.global_batch_size=64").phases[0].global_rows == 64
+    with pytest.raises(InputError, match=r"training\.global_batch_size: 64 rows cannot be shared by 5 ranks"):
+        plan(MINIMAL, "training.global_batch_size=64", ranks=5)
+
+
+def recipe(plan: Plan, name: str = "evolution") -> dict[str, Any]:
+    return plan.phase(name).values("recipe")
+
+
+@pytest.mark.requirement("R-05")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed=1", "model.precision=fp32", "model.use_4bit=true", "lora.dropout=0.1", "data.packing=pad",
+        "data.eval_share=0.1", "training.weight_decay=0", "training.max_grad_norm=null", "evaluation.every_steps=7",
+        "evaluation.publish=last", "phases.evolution.epochs=3", "phases.evolution.max_steps=9",
+        "phases.evolution.training.learning_rate=1e-5", "phases.evolution.sources=[{path: b.jsonl, weight: 2}]",
+        "phases.evolution.replay=0.1", "training.gradient_accumulation_steps=7", "launch.num_gpus=3",
+        "phases.evolution.handover=merge",
+    ],
+)  # fmt: skip
+def test_what_moves_the_result_is_in_the_recipe(plan: Callable[..., Plan], override: str) -> None:
+    assert recipe(plan(CURRICULUM, "launch.num_gpus=2", override)) != recipe(plan(CURRICULUM, "launch.num_gpus=2"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.name=other", "run.output_dir=elsewhere", "model.name=moved/model", "model.attention=sdpa",
+        "training.deepspeed=zero3", "training.gradient_checkpointing=false", "training.loss=plain", "checkpoint.keep=9",
+        "tracking.wandb.enabled=true", "phases.evolution.description=other", "phases.evolution.sources=moved.jsonl",
+        "phases.foundation.training={learning_rate: 1e-5}",
+    ],
+)  # fmt: skip
+def test_what_does_not_is_not(plan: Callable[..., Plan], override: str) -> None:
+    assert recipe(plan(CURRICULUM, override)) == recipe(plan(CURRICULUM))
+
+
+def test_the_same_global_batch_is_the_same_recipe_however_it_is_made_up(plan: Callable[..., Plan]) -> None:
+    eight = plan(CURRICULUM, "training.global_batch_size=48", "launch.num_gpus=8")
+    two = plan(CURRICULUM, "training.global_batch_size=48", "launch.num_gpus=2", "training.micro_batch_size=4")
+    by_hand = plan(CURRICULUM, "training.gradient_accumulation_steps=6", "launch.num_gpus=8")
+    assert recipe(eight) == recipe(two) == recipe(by_hand)
+    assert eight.phases[1].values("execution") != two.phases[1].values("execution")
+
+
+def test_an_overruled_budget_is_not_in_the_recipe(plan: Callable[..., Plan]) -> None:
+    steps = plan(CURRICULUM, "phases.evolution.max_steps=10")
+    assert recipe(steps) == recipe(plan(CURRICULUM, "phases.evolution.max_steps=10", "phases.evolution.epochs=9"))
+
+
+def test_a_plan_warns_of_what_is_allowed_and_yet_odd(plan: Callable[..., Plan]) -> None:
+    assert plan(CURRICULUM).warnings() == []
+    odd = ("lora.alpha=64", "phases.foundation.max_steps=40", "training.gradient_accumulation_steps=2")
+    assert plan(CURRICULUM, *odd, "training.global_batch_size=8").warnings() == [
+        "foundation: fewer than 100 optimizer steps; a smaller batch or more epochs would give more",
+        "foundation: evaluation.every_steps is 50, longer than the phase; it is evaluated at its end only",
+        "foundation, evolution: the adapter is scaled by 16 (alpha / r); 2 is usual",
+        "foundation, evolution: training.global_batch_size rules, so gradient_accumulation_steps is not used as given",
+    ]
