@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import RenderableType
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from phased_cpt import __version__
 from phased_cpt.config import Loaded, load
@@ -134,29 +136,40 @@ def _print(what: dict[str, Any] | str | RenderableType) -> None:
 
 # The command line ----------------------------------------------------------------------------------------------------
 
-_ANYWHERE = {"-c", "--config", "--set", "--run-dir"}  # with a value; they may stand before the verb too
-_VERBS = ("plan", "run", "status", "config")
-
 
 def normalise(arguments: list[str]) -> list[str]:
     """The arguments as typer wants them: verb first, `run` if there is none, the launcher's --local_rank taken out.
 
     --local_rank=3 -c a.yaml plan --json   →   plan -c a.yaml --json
     """
-    before: list[str] = []
-    rest = [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
-    while rest and rest[0].startswith("-"):
-        takes_value = rest[0] in _ANYWHERE or rest[0] in ("--local_rank", "--local-rank")
-        taken, rest = rest[: 1 + takes_value], rest[1 + takes_value :]
-        before += [] if taken[0].startswith("--local") else taken
-    if rest and rest[0] in _VERBS:
+    verbs = get_command(app)
+    assert isinstance(verbs, TyperGroup)
+    before, rest = _options_before_the_verb(arguments, _options_with_a_value(verbs))
+    if rest and rest[0] in verbs.commands:
         # `config` has verbs of its own, so what stood before goes behind the last of them.
         words = 2 if rest[0] == "config" and rest[1:] and not rest[1].startswith("-") else 1
         return [*rest[:words], *before, *rest[words:]]
     if rest:
-        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], _VERBS)} (verbs: {', '.join(_VERBS)})")
-    for_the_app = {"--help", "--version", "--install-completion", "--show-completion"}
-    return before if not before or before[0] in for_the_app else ["run", *before]
+        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {', '.join(verbs.commands)})")
+    of_the_app = {option for parameter in verbs.params for option in parameter.opts} | {"--help"}
+    return before if not before or before[0] in of_the_app else ["run", *before]
+
+
+def _options_before_the_verb(arguments: list[str], with_value: set[str]) -> tuple[list[str], list[str]]:
+    before: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        taken = rest[: 2 if rest[0] in with_value else 1]
+        rest = rest[len(taken) :]
+        before += [] if taken[0].replace("_", "-").startswith("--local-rank") else taken
+    return before, rest
+
+
+def _options_with_a_value(verbs: TyperGroup) -> set[str]:
+    """The options whose value is the next word, of any verb: read off the verbs, so that there is no second list."""
+    options = (parameter for verb in verbs.commands.values() for parameter in verb.params if parameter.nargs == 1)
+    flags_aside = (option for option in options if not getattr(option, "is_flag", False))
+    return {name for option in flags_aside for name in option.opts} | {"--local_rank", "--local-rank"}
 
 
 @app.callback(invoke_without_command=True)

@@ -71,11 +71,12 @@ def _is_section(keys: Keys) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that reads the same under 1.1 (PyYAML) and 1.2 (ours): texts such as 1e5 or no are quoted."""
+    """YAML that reads the same under 1.1 (PyYAML) and 1.2 (ours), on one line: texts such as 1e5 or no are quoted."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if isinstance(plain_scalar(value), str) else '"'
+    plain = isinstance(plain_scalar(value), str) and value.splitlines() == [value]
+    style = None if plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
 

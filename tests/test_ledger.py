@@ -1,0 +1,329 @@
+"""What is done, and what may follow it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phased_cpt.config import Loaded
+from phased_cpt.errors import InputError, LedgerRefuses, PhasedCptError
+from phased_cpt.fingerprint import Adapter, Inputs, Weights
+from phased_cpt.ledger import Ledger, choose_run_dir, newest_run, read_record
+from phased_cpt.plan import PhasePlan, Plan, make_plan
+from phased_cpt.run_dir import RunDir
+from tests.conftest import Call, Write
+
+RUN = """\
+    run: {name: tales}
+    model: {name: some/model}
+    launch: {num_gpus: 2}
+    phases:
+      - {name: foundation, sources: a.jsonl}
+      - {name: evolution, sources: b.jsonl}
+      - {name: pr_mastery, sources: c.jsonl}
+"""
+BASE = Weights(kind="base", base="b" * 64)
+
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan(loaded: Callable[..., Loaded]) -> MakePlan:
+    return lambda *overrides, text=RUN: make_plan(loaded(text, *overrides))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "here")
+
+
+def inputs(start: Weights = BASE, data: str = "d") -> Inputs:
+    return Inputs(start=start, tokenizer="t" * 64, sources={"sources.0": data * 64})
+
+
+def adapter(phase: PhasePlan, ledger: Ledger) -> Weights:
+    """What a phase publishes: here, a folder with a file in it."""
+    folder = ledger.run_dir.root / phase.folder
+    folder.mkdir(exist_ok=True)
+    (folder / "best_adapter").write_text(phase.name)
+    return Weights(kind="adapter", base=BASE.base, adapters=(Adapter(digest=phase.name, folder=phase.folder),))
+
+
+def begin_all(ledger: Ledger, plan: Plan, until: str | None = None) -> None:
+    """Train every phase (or up to one, which is left half done), as a conductor would."""
+    start = BASE
+    for phase in plan.phases:
+        if not ledger.is_done(phase, inputs(start)):
+            ledger.begin(phase, inputs(start))
+            if phase.name == until:
+                return
+            ledger.publish(phase, adapter(phase, ledger))
+            ledger.require_done(phase)
+        start = ledger.published_by(phase)
+
+
+def states(run_dir: RunDir) -> list[str]:
+    record = read_record(run_dir)
+    assert record is not None
+    return [phase.state for phase in record.phases]
+
+
+@pytest.mark.requirement("S-01", "S-03")
+class TestARun:
+    def test_it_is_recorded_phase_by_phase(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        assert states(here) == ["pending", "pending", "pending"]
+        begin_all(ledger, plan(), until="evolution")
+        assert states(here) == ["done", "running", "pending"]
+        begin_all(Ledger.open(here, plan()), plan())
+        assert states(here) == ["done", "done", "done"]
+        assert Ledger.open(here, plan()).is_finished
+
+    def test_each_phase_records_what_it_started_from_and_what_it_published(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        begin_all(ledger, plan())
+        foundation, evolution, _ = ledger.record.phases
+        assert foundation.started_from == BASE
+        assert evolution.started_from == foundation.published
+        assert evolution.published is not None
+        assert (evolution.published.kind, evolution.published.adapters[0].digest) == ("adapter", "evolution")
+        assert evolution.started
+        assert evolution.finished
+
+    def test_a_phase_may_publish_a_base(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        phase = plan().phases[0]
+        ledger.begin(phase, inputs())
+        ledger.publish(phase, Weights(kind="base", base="c" * 64, folder=f"{phase.folder}/base"))
+        assert Ledger.open(here, plan()).published_by(phase).base == "c" * 64
+
+    def test_ending_without_publishing_is_not_done(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        ledger.begin(plan().phases[0], inputs())
+        with pytest.raises(PhasedCptError, match="phase foundation has ended without publishing anything"):
+            ledger.require_done(plan().phases[0])
+
+    def test_run_json_is_readable_by_people_and_holds_its_format(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        content = json.loads(here.ledger.read_text())
+        assert content["format"] == 1
+        assert content["phases"][0]["fingerprint"]["parts"]["training.learning_rate"] == 1e-4
+        assert str(here.root) not in here.ledger.read_text(), "the folder can be moved"
+
+
+@pytest.mark.requirement("R-05", "S-03")
+class TestGoingOn:
+    def test_a_new_phase_at_the_end_of_a_finished_run_is_welcome(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        longer = plan(text=RUN + "      - {name: style, sources: d.jsonl}\n")
+        ledger = Ledger.open(here, longer)
+        assert states(here) == ["done", "done", "done", "pending"]
+        begin_all(ledger, longer)
+        assert ledger.is_finished
+
+    def test_a_phase_that_has_not_begun_may_change_move_or_go(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="foundation")
+        other = plan("phases.evolution.epochs=7", "phases.evolution.name=other")
+        assert [phase.name for phase in Ledger.open(here, other).record.phases] == ["foundation", "other", "pr_mastery"]
+        assert states(here) == ["running", "pending", "pending"]
+
+    @pytest.mark.parametrize("until", ["evolution", None], ids=["half done", "done"])
+    def test_a_changed_recipe_is_refused_field_by_field_with_the_ways_out(
+        self, plan: MakePlan, here: RunDir, until: str | None
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until)
+        before = here.ledger.read_bytes()
+        with pytest.raises(LedgerRefuses) as refused:
+            Ledger.open(here, plan("phases.evolution.training={learning_rate: 5e-5, weight_decay: 0}"))
+        assert str(refused.value) == (
+            f"phase evolution {'has begun' if until else 'is done'}, with other values than it has now:\n"
+            "    training.learning_rate: was 0.0001, is 5e-05\n"
+            "    training.weight_decay: was 0.1, is 0.0\n"
+            "put them back, start another run with `--new`, or train it again with `--redo-from evolution` "
+            "(what it made is archived)"
+        )
+        assert here.ledger.read_bytes() == before, "nothing was written"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (RUN.replace("name: foundation", "name: groundwork"), "was phase foundation, which is groundwork now"),
+            (RUN.replace("evolution", "x").replace("foundation", "evolution").replace("name: x", "name: foundation"),
+             "was phase foundation, which is evolution now"),
+            ("\n".join(line for line in RUN.splitlines() if "evolution" not in line and "pr_" not in line),
+             "was phase evolution, which is gone"),
+            (RUN.replace("phases:\n", "phases:\n      - {name: first, sources: z}\n"), "was phase foundation, which is first now"),
+        ],
+        ids=["renamed", "reordered", "removed", "inserted"],
+    )  # fmt: skip
+    def test_phases_that_have_begun_keep_their_names_and_places(
+        self, plan: MakePlan, here: RunDir, text: str, message: str
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="pr_mastery")
+        with pytest.raises(LedgerRefuses, match=message):
+            Ledger.open(here, plan(text=text))
+
+    def test_other_data_under_a_phase_that_has_begun_is_refused(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        begin_all(ledger, plan(), until="foundation")
+        with pytest.raises(LedgerRefuses, match=r"sources\.0: was dddddddddddd…, is eeeeeeeeeeee…"):
+            ledger.is_done(plan().phases[0], inputs(data="e"))
+        assert not ledger.is_done(plan().phases[0], inputs())
+
+    def test_execution_may_change_and_is_recorded_as_inexact(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="evolution")
+        ledger = Ledger.open(here, plan("training.deepspeed=zero3", "model.attention=sdpa"))
+        assert ledger.record.attempts[-1].inexact == {
+            "evolution.training.deepspeed": ("auto", "zero3"),
+            "evolution.model.attention": ("auto", "sdpa"),
+        }
+        assert ledger.record.attempts[0].inexact == {}
+
+    def test_another_number_of_gpus_is_free_at_the_same_global_batch_and_refused_at_another(
+        self, plan: MakePlan, here: RunDir
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="foundation")
+        same = ("launch.num_gpus=4", "training.gradient_accumulation_steps=3")
+        assert (
+            "foundation.training.gradient_accumulation_steps"
+            in Ledger.open(here, plan(*same)).record.attempts[-1].inexact
+        )
+        with pytest.raises(LedgerRefuses, match=r"training\.global_batch_size: was 12, is 24"):
+            Ledger.open(here, plan("launch.num_gpus=4"))
+
+    def test_bookkeeping_is_free_and_each_attempt_says_what_differed(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="foundation")
+        ledger = Ledger.open(here, plan("checkpoint.keep=9", "phases.foundation.description=x"))
+        assert ledger.record.attempts[-1].differences == {
+            "checkpoint.keep": (3, 9),
+            "phases.foundation.description": ("", "x"),
+        }
+        assert ledger.record.attempts[-1].inexact == {}
+
+    @pytest.mark.requirement("C-06")
+    def test_the_resolved_configuration_is_the_first_attempts(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="foundation")
+        first = here.config_resolved.read_bytes()
+        Ledger.open(here, plan("checkpoint.keep=9"))
+        assert here.config_resolved.read_bytes() == first
+        assert b"keep: 3" in first
+
+
+@pytest.mark.requirement("S-04")
+class TestRedoing:
+    def test_a_phase_and_all_that_stands_on_it_is_forgotten_and_archived(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        (here.root / "merged_model").mkdir()
+        changed = plan("phases.evolution.epochs=5")
+        ledger = Ledger.open(here, changed, redo_from="evolution")
+        assert states(here) == ["done", "pending", "pending"]
+        archived = sorted(path.name for path in here.archive(1).iterdir())
+        assert archived == ["merged_model", "phase2_evolution", "phase3_pr_mastery"]
+        assert (here.archive(1) / "phase2_evolution/best_adapter").read_text() == "evolution"
+        begin_all(ledger, changed)
+        assert states(here) == ["done", "done", "done"]
+        Ledger.open(here, changed, redo_from="pr_mastery")
+        assert here.archive(2).is_dir(), "a second time has a place of its own"
+
+    def test_an_earlier_phase_that_does_not_match_is_refused_before_anything_moves(
+        self, plan: MakePlan, here: RunDir
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        with pytest.raises(LedgerRefuses, match="phase foundation is done"):
+            Ledger.open(here, plan("phases.foundation.epochs=5"), redo_from="evolution")
+        assert states(here) == ["done", "done", "done"]
+        assert not here.archive(1).exists()
+
+    def test_a_phase_that_is_not_there_is_named(self, plan: MakePlan, here: RunDir) -> None:
+        with pytest.raises(InputError, match=r"--redo-from: no run has begun in .*; leave it out"):
+            Ledger.open(here, plan(), redo_from="evolution")
+        Ledger.open(here, plan())
+        with pytest.raises(
+            InputError, match=r"this run has no phase 'evo'.*; it has foundation, evolution, pr_mastery"
+        ):
+            Ledger.open(here, plan(), redo_from="evo")
+
+
+class TestChoosingTheFolder:
+    def test_the_newest_unfinished_run_of_the_name_goes_on(self, plan: MakePlan, tmp_path: Path) -> None:
+        for stamp, until in (("20260101_000000", None), ("20260102_000000", "evolution"), ("20260103_000000", None)):
+            begin_all(Ledger.open(RunDir(tmp_path / f"outputs/tales-{stamp}"), plan()), plan(), until)
+        begin_all(Ledger.open(RunDir(tmp_path / "outputs/tales-2-20260104_000000"), plan()), plan(), "evolution")
+        assert choose_run_dir(plan()).root.name == "tales-20260102_000000"
+        assert choose_run_dir(plan(), new=True).root.name > "tales-2026"
+        assert not choose_run_dir(plan(), new=True).root.exists()
+
+    def test_else_the_newest_finished_one_answers(self, plan: MakePlan, tmp_path: Path) -> None:
+        for stamp in ("20260101_000000", "20260102_000000"):
+            begin_all(Ledger.open(RunDir(tmp_path / f"outputs/tales-{stamp}"), plan()), plan())
+        assert choose_run_dir(plan()).root.name == "tales-20260102_000000"
+
+    def test_a_folder_that_a_crash_left_without_a_record_is_taken(self, plan: MakePlan, tmp_path: Path) -> None:
+        (tmp_path / "outputs/tales-20260101_000000").mkdir(parents=True)
+        assert choose_run_dir(plan()).root.name == "tales-20260101_000000"
+
+    def test_run_dir_rules(self, plan: MakePlan, tmp_path: Path) -> None:
+        assert choose_run_dir(plan("run.dir=mine")).root == Path("mine")
+        assert choose_run_dir(plan("run.dir=mine"), new=True).root == Path("mine")
+        Ledger.open(RunDir(Path("mine")), plan())
+        with pytest.raises(InputError, match=r"--new: mine .* holds a run already"):
+            choose_run_dir(plan("run.dir=mine"), new=True)
+
+
+class TestStatus:
+    @pytest.fixture
+    def run_dir(self, plan: MakePlan, here: RunDir) -> RunDir:
+        begin_all(Ledger.open(here, plan()), plan(), until="evolution")
+        return here
+
+    def test_it_shows_how_far_a_run_has_come(self, run_dir: RunDir, call: Call) -> None:
+        answer = call("status", "--run-dir", str(run_dir.root))
+        assert answer.code == 0
+        rows = [line.split()[:3] for line in answer.out.splitlines()[4:]]
+        assert rows == [["1", "foundation", "done"], ["2", "evolution", "interrupted"], ["3", "pr_mastery", "pending"]]
+        facts = json.loads(call("status", "--run-dir", str(run_dir.root), "--json").out)
+        assert (facts["state"], facts["holder"], facts["attempts"]) == ("interrupted", None, 1)
+        assert [phase["state"] for phase in facts["phases"]] == ["done", "running", "pending"]
+
+    def test_it_finds_the_newest_run_of_a_configuration_or_of_all(self, plan: MakePlan, call: Call) -> None:
+        for name in ("tales-20260101_000000", "other-20260102_000000"):
+            Ledger.open(RunDir(Path("outputs") / name), plan())
+        assert call("status").out.startswith("outputs/other-20260102_000000: not begun")
+        assert call("status", "-c", "run.yaml").out.startswith("outputs/tales-20260101_000000: not begun")
+        assert newest_run(Path("outputs")).root.name == "other-20260102_000000"
+
+    def test_a_moved_run_is_read_like_any_other(self, run_dir: RunDir, call: Call, tmp_path: Path) -> None:
+        shutil.move(run_dir.root, tmp_path / "elsewhere")
+        facts = json.loads(call("status", "--run-dir", str(tmp_path / "elsewhere"), "--json").out)
+        assert (facts["name"], facts["state"]) == ("tales", "interrupted")
+
+    @pytest.mark.parametrize("missing", ["config_resolved.yaml", "run.json", "both"])
+    def test_a_half_written_run_is_read_as_far_as_it_goes(self, run_dir: RunDir, call: Call, missing: str) -> None:
+        for name in ("config_resolved.yaml", "run.json") if missing == "both" else (missing,):
+            (run_dir.root / name).unlink()
+        answer = call("status", "--run-dir", str(run_dir.root))
+        assert answer.code == 0
+        assert ("interrupted" if missing == "config_resolved.yaml" else "not begun") in answer.out
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"phases": 3}', "\x00" * 100])
+    def test_a_damaged_record_is_named(self, run_dir: RunDir, call: Call, content: str) -> None:
+        run_dir.ledger.write_text(content)
+        answer = call("status", "--run-dir", str(run_dir.root))
+        assert answer.code == 1
+        assert f"{run_dir.ledger}: damaged, this is no record of a run" in answer.err.replace("\n", "")
+
+    def test_a_record_of_a_newer_version_is_not_guessed_at(self, run_dir: RunDir, call: Call) -> None:
+        run_dir.ledger.write_text('{"format": 99}')
+        assert (
+            "written by a newer phased_cpt (format 99); upgrade" in call("status", "--run-dir", str(run_dir.root)).err
+        )
+
+    def test_a_run_at_work_says_who_is(self, run_dir: RunDir, call: Call, write: Write) -> None:
+        from tests.test_locks import another_process_holds
+
+        with another_process_holds("run_lock", run_dir.root) as holder:
+            facts = json.loads(call("status", "--run-dir", str(run_dir.root), "--json").out)
+        assert facts["state"] == "running"
+        assert f"process {holder.pid} on" in facts["holder"]
