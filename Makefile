@@ -34,6 +34,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/reference.py --check
 	$(BIN)/python tools/figures.py
 
 format: install
@@ -42,6 +43,7 @@ format: install
 
 schema: install
 	$(BIN)/phased-cpt config schema > configs/schema.json
+	$(BIN)/python tools/reference.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

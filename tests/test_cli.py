@@ -124,7 +124,7 @@ def test_config_schema_prints_the_shipped_schema(call: Call) -> None:
         ("plan", "no configuration is named: add `-c FILE`, such as `-c configs/demo.yaml`"),
         ("plan -c nope.yaml", "nope.yaml: no such file"),
         ("plan -c rnu.yaml", "did you mean run.yaml?"),
-        ("plan -c run.yaml --set lora.r=0", "--set: lora.r: given 0; allowed: a whole number, at least 1"),
+        ("plan -c run.yaml --set lora.r=0", "--set: lora.r: given 0; allowed: a whole number ≥ 1"),
         ("plan -c run.yaml --set training.global_batch_size=7 --set launch.num_gpus=2",
          "--set: training.global_batch_size: global_batch_size 7 is no multiple of micro_batch_size 1 × num_gpus 2"),
         ("run -c run.yaml --redo-from one", "--redo-from: no run has begun in"),

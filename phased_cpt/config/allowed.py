@@ -106,10 +106,10 @@ def _plural(items: dict[str, Any]) -> str:
 
 
 def _bounds(node: dict[str, Any]) -> str:
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    found = [
-        f"{word} {node[key]:g}" if node[key] < 1e6 else f"{word} {node[key]:,}"
-        for key, word in words.items()
-        if key in node
-    ]
-    return f", {' and '.join(found)}" if found else ""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {_number(node[key])}" for key, sign in signs.items() if key in node]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def _number(limit: float) -> str:
+    return f"{limit:,.0f}" if limit >= 1e6 else f"{limit:g}"

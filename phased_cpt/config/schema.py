@@ -20,6 +20,7 @@ PHASE_NAME = r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$"
 Whole = Annotated[int, BeforeValidator(not_a_boolean)]
 Real = Annotated[float, BeforeValidator(not_a_boolean)]
 # The limit comes first: behind a validator, or on an optional field, JSON Schema would not show it.
+Count = Annotated[int, Field(ge=0), BeforeValidator(not_a_boolean)]
 Natural = Annotated[int, Field(ge=1), BeforeValidator(not_a_boolean)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(not_a_boolean)]
 Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(not_a_boolean)]
@@ -140,7 +141,7 @@ class Training(Section):
     learning_rate: Real = recipe(1e-4, "Peak learning rate.", gt=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = recipe("cosine", "Shape of the learning rate.")
     warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
-    warmup_steps: Annotated[Whole, Field(ge=0)] | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.")
+    warmup_steps: Count | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.")
     decay_ratio: Real = recipe(0.2, "Share of the phase's steps in which wsd cools down.", gt=0, le=1)
     min_lr_ratio: Real = recipe(0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
     optimizer: Text = recipe("adamw_torch_fused", "Optimizer, by the name that the Trainer knows it by.")
@@ -156,7 +157,7 @@ class Training(Section):
 class Evaluation(Section):
     """What is measured on the held-out documents, and when."""
 
-    every_steps: Whole = recipe(50, "Optimizer steps between evaluations; the end of an epoch is always one.")
+    every_steps: Natural = recipe(50, "Optimizer steps between evaluations; the end of an epoch is always one.")
     micro_batch_size: Natural = execution(1, "Rows a GPU evaluates at once.")
     publish: Literal["best", "last"] = recipe(
         "best", "Adapter that the next phase starts from: of the best loss, or the last."

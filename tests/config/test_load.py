@@ -35,11 +35,11 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
     """) == [
         "run.yaml:1: run.name: given 'my run'; allowed: letters, digits, dots, dashes and underscores, at most 64, "
         "the first a letter or a digit",
-        "run.yaml:1: run.seed: given true; allowed: a whole number, at least 0 and below 4,294,967,296",
+        "run.yaml:1: run.seed: given true; allowed: a whole number ≥ 0 and < 4,294,967,296",
         "run.yaml:4: model.presicion: no such key here; did you mean precision? (keys here: name, revision, "
         "from_config, tokenizer, adapter, precision, attention, use_4bit, bnb_4bit_quant_storage, trust_remote_code)",
         "run.yaml:5: model.precision: given 'bf61'; allowed: one of bf16, fp16, fp32; did you mean bf16?",
-        "run.yaml:6: lora.r: given 0; allowed: a whole number, at least 1",
+        "run.yaml:6: lora.r: given 0; allowed: a whole number ≥ 1",
         "run.yaml:6: lora.target_modules: given 'all'; allowed: auto or a list of texts",
         "run.yaml:8: training.lr_scheduler: given 'cosinus'; allowed: one of cosine, linear, constant, wsd; "
         "did you mean cosine?",
@@ -54,34 +54,34 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
         "(keys here: path, split, weight)",
         "run.yaml:15: phases.Foundation.sources.1: given 3; allowed: a mapping with the keys path, split, weight "
         "or a text; put it in quotes to make it a text",
-        "run.yaml:16: phases.Foundation.epochs: given 'no'; allowed: a number, above 0",
+        "run.yaml:16: phases.Foundation.epochs: given 'no'; allowed: a number > 0",
     ]
 
 
 @pytest.mark.requirement("C-02", "C-04")
 def test_json_gets_the_same_messages(problems: Problems) -> None:
     text = '{"model": {"name": "some/model"},\n "phases": [{"name": "one", "sources": "a", "epochs": 0}]}'
-    assert problems(text, name="run.json") == ["run.json:2: phases.one.epochs: given 0; allowed: a number, above 0"]
+    assert problems(text, name="run.json") == ["run.json:2: phases.one.epochs: given 0; allowed: a number > 0"]
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
         ("run: 3", "run: given 3; allowed: a mapping with the keys name, output_dir, dir, seed"),
-        ("run: {seed: 1.5}", "run.seed: given 1.5; allowed: a whole number, at least 0 and below 4,294,967,296"),
-        ("run: {seed: -1}", "run.seed: given -1; allowed: a whole number, at least 0 and below 4,294,967,296"),
-        ("run: {seed: .nan}", "run.seed: given nan; allowed: a whole number, at least 0 and below 4,294,967,296"),
+        ("run: {seed: 1.5}", "run.seed: given 1.5; allowed: a whole number ≥ 0 and < 4,294,967,296"),
+        ("run: {seed: -1}", "run.seed: given -1; allowed: a whole number ≥ 0 and < 4,294,967,296"),
+        ("run: {seed: .nan}", "run.seed: given nan; allowed: a whole number ≥ 0 and < 4,294,967,296"),
         ("run: {name: 12}", "run.name: given 12; allowed: letters, digits, dots, dashes and underscores, at most 64, "
                             "the first a letter or a digit; put it in quotes to make it a text"),
         ("run: {name: ../up}", "run.name: given '../up'; allowed: letters, digits, dots, dashes and underscores, "
                                "at most 64, the first a letter or a digit"),
         ("run: {output_dir: ''}", "run.output_dir: given ''; allowed: a text"),
         ("lora: {enabled: 1}", "lora.enabled: given 1; allowed: true or false"),
-        ("lora: {dropout: true}", "lora.dropout: given true; allowed: a number, at least 0 and below 1"),
-        ("training: {learning_rate: .inf}", "training.learning_rate: given inf; allowed: a number, above 0 and at most 1"),
-        ("training: {learning_rate: 0}", "training.learning_rate: given 0; allowed: a number, above 0 and at most 1"),
-        ("training: {max_grad_norm: off}", "training.max_grad_norm: given 'off'; allowed: a number, above 0 or null"),
-        ("checkpoint: {every_steps: 0}", "checkpoint.every_steps: given 0; allowed: a whole number, at least 1"),
+        ("lora: {dropout: true}", "lora.dropout: given true; allowed: a number ≥ 0 and < 1"),
+        ("training: {learning_rate: .inf}", "training.learning_rate: given inf; allowed: a number > 0 and ≤ 1"),
+        ("training: {learning_rate: 0}", "training.learning_rate: given 0; allowed: a number > 0 and ≤ 1"),
+        ("training: {max_grad_norm: off}", "training.max_grad_norm: given 'off'; allowed: a number > 0 or null"),
+        ("checkpoint: {every_steps: 0}", "checkpoint.every_steps: given 0; allowed: a whole number ≥ 1"),
         ("merge: {max_shard_size: 2 XB}", "merge.max_shard_size: given '2 XB'; allowed: a size such as 2GB"),
         ("merge: {max_shard_size: true}", "merge.max_shard_size: given true; allowed: a size such as 2GB"),
         ("tracking: {wandb: {enable: true}}", "tracking.wandb.enable: no such key here; did you mean enabled? "
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(problems: Problems, line: s
                                     "at most 64, the first a letter or a digit, not all digits"),
         ("{name: '12', sources: a}", "phases.0.name: given '12'; allowed: letters, digits, dashes and underscores, "
                                      "at most 64, the first a letter or a digit, not all digits"),
-        ("{name: one, sources: a, replay: {two: 2}}", "phases.one.replay.two: given 2; allowed: a number, above 0 and below 1"),
+        ("{name: one, sources: a, replay: {two: 2}}", "phases.one.replay.two: given 2; allowed: a number > 0 and < 1"),
         ("{name: one, sources: [{weight: 2}]}", "phases.one.sources.0.path: nothing given; needed: a text"),
     ],
 )  # fmt: skip
@@ -183,7 +183,7 @@ class TestFromPython:
 
 def test_problems_of_the_file_and_of_the_command_line_come_together(problems: Problems) -> None:
     assert problems(with_phases("run: {sed: 1}"), "lora.r=0") == [
-        "--set: lora.r: given 0; allowed: a whole number, at least 1",
+        "--set: lora.r: given 0; allowed: a whole number ≥ 1",
         "run.yaml:3: run.sed: no such key here; did you mean seed? (keys here: name, output_dir, dir, seed)",
     ]
 
