@@ -34,6 +34,7 @@ from phased_cpt.resolved import flat, resolved_values, resolved_yaml
 from phased_cpt.run_dir import MADE_FROM_ALL_PHASES, RunDir, new_run_folder, publish_file, run_folders, sync_folder
 
 FORMAT = 1
+BATCH = "training.global_batch_size"  # not known to a plan that does not know the number of ranks yet
 _RESOLVED_HEAD = (
     "# Every value of this run's first attempt; never rewritten (run.json has what later attempts changed)."
 )
@@ -274,7 +275,8 @@ def _require_match(old: PhaseRecord, planned: PhasePlan | None) -> None:
         now = f"is {planned.name} now" if planned else "is gone"
         raise LedgerRefuses(f"{old.folder} was phase {old.name}, which {now}\n{_ways_out(old.name)}")
     if old.fingerprint is not None:
-        _require_same(old, old.fingerprint.parts | planned.values("recipe"))
+        known = {key: value for key, value in planned.values("recipe").items() if key != BATCH or value is not None}
+        _require_same(old, old.fingerprint.parts | known)
 
 
 def _require_same(record: PhaseRecord, now: dict[str, Any]) -> None:

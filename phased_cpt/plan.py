@@ -94,12 +94,16 @@ class PhasePlan:
             if change_of(values, key) == change
         }
         found |= {key: value for key, value in self._own_values().items() if change_of(self.phase, key) == change}
+        return found | self._decided_values(change)
+
+    def _decided_values(self, change: str) -> dict[str, Any]:
+        """What several keys decide together stands for them: the budget that rules, and how a batch is made up."""
         if change == "recipe":
-            # The budget that rules stands for the three; the batch in rows stands for how it is made up.
-            found |= {"run.seed": self.seed, "budget": f"{self.budget.amount:g} {self.budget.unit}"}
-            found.pop("training.global_batch_size")
-            found |= {} if self.global_rows is None else {"training.global_batch_size": self.global_rows}
-        return found
+            budget = {"run.seed": self.seed, "budget": f"{self.budget.amount!r} {self.budget.unit}"}
+            return budget | {"training.global_batch_size": self.global_rows}
+        if change == "execution" and self.batch:
+            return {"training.gradient_accumulation_steps": self.batch.accumulation, "ranks": self.batch.ranks}
+        return {}
 
     def _own_values(self) -> dict[str, Any]:
         values = self.phase.model_dump(mode="json", exclude={*OVERRIDABLE, "max_steps", "tokens", "epochs"})

@@ -130,7 +130,8 @@ def length_of(budget: Budget) -> str:
 
 
 def _count(amount: float, noun: str) -> str:
-    return f"{amount:,.10g} {noun}{'' if amount == 1 else 's'}"
+    figure = f"{amount:,.0f}" if amount == int(amount) else f"{amount:g}"
+    return f"{figure} {noun}{'' if amount == 1 else 's'}"
 
 
 def _batch(phase: PhasePlan) -> str:

@@ -7,9 +7,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from phased_cpt.config import load
+from phased_cpt.config.read import read_file
 from phased_cpt.config.shipped import shipped_folder, shipped_names
 from phased_cpt.plan import make_plan
 from tests.conftest import REPOSITORY, Call
@@ -32,6 +34,18 @@ def test_a_shipped_run_opens_with_its_command_and_makes_a_plan_without_a_warning
     plan = make_plan(load(path))
     assert plan.warnings() == [] or path.stem == "demo", "the demo is short on purpose"
     assert all(phase.phase.description for phase in plan.phases)
+
+
+def test_the_schema_that_editors_use_takes_every_shipped_run_and_refuses_a_broken_one() -> None:
+    schema = json.loads((REPOSITORY / "configs/schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    editor = jsonschema.Draft202012Validator(schema)
+    for path in CONFIGS:
+        # An editor reads 1e-4 as a number, as YAML 1.2 has it; PyYAML would not.
+        values = read_file(path).values
+        assert [error.message for error in editor.iter_errors(values)] == []
+        values["training"]["learning_rte"] = values["training"].pop("learning_rate", 1)
+        assert [error.validator for error in editor.iter_errors(values)] == ["additionalProperties"]
 
 
 @pytest.mark.requirement("C-08", "C-09")
@@ -91,7 +105,8 @@ def test_a_wheel_carries_the_shipped_files_inside_the_package(tmp_path: Path) ->
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     show = (
-        "from phased_cpt.config.shipped import *; print(*shipped_names('configs'), *shipped_names('deepspeed_configs'))"
+        "from phased_cpt.config.read import read_file
+from phased_cpt.config.shipped import *; print(*shipped_names('configs'), *shipped_names('deepspeed_configs'))"
     )
     run = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {show}; print(shipped_folder('configs'))"]
     names, folder = subprocess.check_output(run, text=True, cwd=tmp_path / "site").splitlines()
