@@ -90,25 +90,16 @@ def test_a_shipped_run_can_be_called_by_its_name_from_anywhere(
 
 @pytest.mark.requirement("X-01")
 def test_a_wheel_carries_the_shipped_files_inside_the_package(tmp_path: Path) -> None:
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run([*build, str(REPOSITORY)], check=True, timeout=300, stdin=subprocess.DEVNULL)
+    pip = f"{sys.executable} -m pip wheel -q --no-deps --disable-pip-version-check -w".split()
+    subprocess.run([*pip, str(tmp_path), str(REPOSITORY)], check=True, timeout=300, stdin=subprocess.DEVNULL)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    show = (
-        "from phased_cpt.config.read import read_file
-from phased_cpt.config.shipped import *; print(*shipped_names('configs'), *shipped_names('deepspeed_configs'))"
-    )
-    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {show}; print(shipped_folder('configs'))"]
-    names, folder = subprocess.check_output(run, text=True, cwd=tmp_path / "site").splitlines()
-    assert names.split() == [*shipped_names("configs"), *shipped_names("deepspeed_configs")]
+    program = """
+import sys; sys.path.insert(0, ".")
+from phased_cpt.config.shipped import shipped_folder, shipped_names
+print(shipped_folder("configs"), *shipped_names("configs"), *shipped_names("deepspeed_configs"))
+"""
+    run = [sys.executable, "-c", program]
+    folder, *names = subprocess.check_output(run, text=True, cwd=tmp_path / "site").split()
+    assert names == [*shipped_names("configs"), *shipped_names("deepspeed_configs")]
     assert Path(folder) == tmp_path / "site/phased_cpt/configs" != shipped_folder("configs")
