@@ -34,8 +34,10 @@ def keys_at(keys: Keys) -> list[str]:
 
 
 def allowed(keys: Keys) -> str:
-    """What may stand here, as one would say it."""
-    return " or ".join(dict.fromkeys(_words(option) for option in _options(node_at(keys))))
+    """What may stand here, as one would say it; where a list may stand, its only item may stand for it unsaid."""
+    options = _options(node_at(keys))
+    items = [item for option in options if option.get("type") == "array" for item in _options(option["items"])]
+    return " or ".join(dict.fromkeys(_words(option) for option in options if option not in items))
 
 
 def nearest(given: object, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
-from phased_cpt.config.numbers import not_a_boolean, not_a_number, one_or_many, parse_size
+from phased_cpt.config.values import not_a_boolean, not_a_number, one_or_many, parse_size, path_as_source
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # No dots, and not digits alone, so that phases.<name>.… and phases.0.… cannot be confused.
@@ -220,11 +220,10 @@ class Source(Section):
     weight: Positive = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.")
 
 
-SourceOrPath = Annotated[
-    Source,
-    BeforeValidator(
-        lambda given: {"path": given} if isinstance(given, str) else given, json_schema_input_type=Source | str
-    ),
+SourceOrPath = Annotated[Source, BeforeValidator(path_as_source, json_schema_input_type=Source | str)]
+Sources = Annotated[
+    tuple[SourceOrPath, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=tuple[SourceOrPath, ...] | Source | str),
 ]
 
 
@@ -233,12 +232,8 @@ class Phase(Section):
 
     name: str = recipe(..., "Name of the phase, unlike every other in the run.", pattern=PHASE_NAME, max_length=64)
     description: str = bookkeeping("", "What it is to teach.")
-    sources: Annotated[tuple[SourceOrPath, ...], BeforeValidator(one_or_many)] = recipe(
-        ..., "Where its documents come from.", min_length=1
-    )
-    eval_sources: Annotated[tuple[SourceOrPath, ...], BeforeValidator(one_or_many)] = recipe(
-        (), "Held-out documents of their own, instead of a share of the sources."
-    )
+    sources: Sources = recipe(..., "Where its documents come from.", min_length=1)
+    eval_sources: Sources = recipe((), "Held-out documents of their own, instead of a share of the sources.")
     max_steps: Natural | None = recipe(None, "Budget in optimizer steps; rules over tokens and epochs.")
     tokens: Natural | None = recipe(None, "Budget in trained tokens; rules over epochs.")
     epochs: Positive = recipe(1.0, "Budget in passes over the sources.")

@@ -1,4 +1,4 @@
-"""How a written value becomes a number, where YAML 1.1 or Python would read it otherwise."""
+"""How a written value becomes the value that is meant, where YAML 1.1, Python or pydantic would read it otherwise."""
 
 import re
 from decimal import Decimal
@@ -38,6 +38,11 @@ def parse_size(given: Any) -> Any:
     if not match or match[2].upper() not in UNITS:
         raise ValueError("a size is needed")
     return int(Decimal(match[1].replace("_", "")) * UNITS[match[2].upper()])
+
+
+def path_as_source(given: Any) -> Any:
+    """A path alone is a source with nothing else to say."""
+    return {"path": given} if isinstance(given, str) else given
 
 
 def one_or_many(given: Any) -> Any:
