@@ -17,8 +17,7 @@ from phased_cpt.config.allowed import nearest, schema
 from phased_cpt.config.schema import Run
 from phased_cpt.config.shipped import shipped_folder, shipped_names
 from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.ledger import choose_run_dir, newest_run, read_record, reconcile
-from phased_cpt.locks import holder_of
+from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, read_record, reconcile
 from phased_cpt.plan import Plan, make_plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.run_dir import RunDir

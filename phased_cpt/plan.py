@@ -4,7 +4,7 @@ default ─→ file ─→ phase ─→ command line          the last one that 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phased_cpt.config import Loaded, Model, Phase, RunConfig
@@ -69,12 +69,13 @@ class PhasePlan:
         if steps is None:
             return None
         warmup = training.warmup_steps if training.warmup_steps is not None else share_of(steps, training.warmup_ratio)
+        warmup = min(warmup, steps - 1)  # the last step at least is no warm-up
         return Schedule(
             shape=training.lr_scheduler,
             peak=training.learning_rate,
             steps=steps,
-            warmup_steps=min(warmup, steps - 1),
-            decay_steps=share_of(steps, training.decay_ratio) if training.lr_scheduler == "wsd" else 0,
+            warmup_steps=warmup,
+            decay_steps=min(share_of(steps, training.decay_ratio), steps - warmup),
             min_ratio=training.min_lr_ratio,
         )
 
@@ -91,16 +92,25 @@ class PhasePlan:
             f"{section}.{key}": value
             for section, values in self.sections().items()
             for key, value in values.model_dump(mode="json").items()
-            if change_of(values, key) == change
+            if change_of(values, key) == change and f"{section}.{key}" not in self._idle()
         }
         found |= {key: value for key, value in self._own_values().items() if change_of(self.phase, key) == change}
-        return found | self._decided_values(change)
+        return found | self._decided(change)
 
-    def _decided_values(self, change: str) -> dict[str, Any]:
-        """What several keys decide together stands for them: the budget that rules, and how a batch is made up."""
+    def _idle(self) -> set[str]:
+        """Keys that decide nothing here, because another one rules or stands for them."""
+        training = self.settings.training
+        idle = {"training.global_batch_size", "training.gradient_accumulation_steps"}
+        idle |= {"training.warmup_ratio"} if training.warmup_steps is not None else {"training.warmup_steps"}
+        idle |= {"training.decay_ratio"} if training.lr_scheduler != "wsd" else set()
+        # A path may change; what lies there is in the digest of the base.
+        return idle | ({"model.from_config"} if isinstance(self.model.from_config, str) else set())
+
+    def _decided(self, change: str) -> dict[str, Any]:
+        """What several keys decide together: the budget that rules, the batch in rows, and how it is made up."""
         if change == "recipe":
             budget = {"run.seed": self.seed, "budget": f"{self.budget.amount!r} {self.budget.unit}"}
-            return budget | {"training.global_batch_size": self.global_rows}
+            return budget | ({"training.global_batch_size": self.global_rows} if self.global_rows else {})
         if change == "execution" and self.batch:
             return {"training.gradient_accumulation_steps": self.batch.accumulation, "ranks": self.batch.ranks}
         return {}
@@ -130,6 +140,12 @@ class Plan:
 
     def phase(self, name: str) -> PhasePlan:
         return next(phase for phase in self.phases if phase.name == name)
+
+    def anywhere(self) -> "Plan":
+        """The same plan without the folder that it was called on: what lies in the folder does not name it."""
+        run = self.config.run.model_copy(update={"dir": None})
+        places = {keys: place for keys, place in self.places.items() if keys != ("run", "dir")}
+        return replace(self, config=self.config.model_copy(update={"run": run}), places=places)
 
     def warnings(self) -> list[str]:
         """What is allowed and yet worth a second look; a warning that several phases share is given once."""
@@ -215,6 +231,8 @@ def _warnings(phase: PhasePlan) -> Iterator[str]:
         yield f"fewer than {FEW_STEPS} optimizer steps; a smaller batch or more epochs would give more"
     if steps is not None and steps < every:
         yield f"evaluation.every_steps is {every}, longer than the phase; it is evaluated at its end only"
+    if steps is not None and (training.warmup_steps or 0) >= steps:
+        yield f"training.warmup_steps is {training.warmup_steps}, longer than the phase; it is cut to all steps but one"
     if phase.settings.lora.enabled and phase.settings.lora.alpha / phase.settings.lora.r > LARGE_SCALE:
         yield f"the adapter is scaled by {phase.settings.lora.alpha / phase.settings.lora.r:g} (alpha / r); 2 is usual"
     if training.global_batch_size and phase.origins["training", "gradient_accumulation_steps"].kind != "default":

@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 _STAMP = "%Y%m%d_%H%M%S"
@@ -36,21 +36,25 @@ class RunDir:
         return self.root / "archive" / str(number)
 
 
-# What is made from all phases, and so goes with any of them that is redone.
-MADE_FROM_ALL_PHASES = ("final_model", "merged_model", "forgetting.json", "report.html")
+def made_from_all_phases(merged_model: str) -> tuple[str, ...]:
+    """What goes with any phase that is redone; a merged model outside of the run folder stays where it is."""
+    inside = not Path(merged_model).is_absolute() and ".." not in Path(merged_model).parts
+    return ("final_model", "forgetting.json", "report.html", *([merged_model] if inside else []))
 
 
 def new_run_folder(output_dir: Path, name: str, now: datetime | None = None) -> Path:
-    """<output_dir>/<name>-<UTC time>; the time makes the newest the last in order."""
-    return output_dir / f"{name}-{(now or datetime.now(UTC)).strftime(_STAMP)}"
+    """<output_dir>/<name>-<UTC time>, which makes the newest the last in order; a second later if it is taken."""
+    time = now or datetime.now(UTC)
+    while (folder := output_dir / f"{name}-{time.strftime(_STAMP)}").exists():
+        time += timedelta(seconds=1)
+    return folder
 
 
 def run_folders(output_dir: Path, name: str) -> list[Path]:
     """The folders of the runs of a name, newest first: by the time in their names, whatever the clock did since."""
     pattern = re.compile(re.escape(name) + r"-\d{8}_\d{6}")
-    if not output_dir.is_dir():
-        return []
-    return sorted((path for path in output_dir.iterdir() if pattern.fullmatch(path.name)), reverse=True)
+    paths = output_dir.iterdir() if output_dir.is_dir() else []
+    return sorted((path for path in paths if pattern.fullmatch(path.name) and path.is_dir()), reverse=True)
 
 
 def publish_file(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from phased_cpt.errors import InputError
 
@@ -36,6 +37,10 @@ class Prepared:
     blocks: int
     tokens_trained: int
 
+    def __post_init__(self) -> None:
+        if self.blocks < 1 or self.tokens_trained < 1:
+            raise ValueError(f"an epoch must hold something to train on, not {self}")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -54,13 +59,12 @@ class Budget:
             return int(self.amount)
         if rows is None or prepared is None:
             return None
-        return max(1, math.ceil(self._rows(prepared) / rows))
+        return -(-self._rows(prepared) // rows)
 
     def _rows(self, prepared: Prepared) -> int:
-        if self.unit == "epochs":
-            return math.ceil(round(self.amount * prepared.blocks, 6))  # 0.1 × 30 is 3.0000000000000004
-        # Integers, because a budget of 10^13 tokens times the blocks is beyond what a float counts.
-        return -(-int(self.amount) * prepared.blocks // max(1, prepared.tokens_trained))
+        """In fractions: 0.1 × 30 is 3.0000000000000004 in floats, and 10^13 tokens times the blocks is beyond them."""
+        amount = Fraction(repr(self.amount))
+        return math.ceil(amount * prepared.blocks / (1 if self.unit == "epochs" else prepared.tokens_trained))
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Schedule:
     peak: float
     steps: int
     warmup_steps: int = 0
-    decay_steps: int = 0  # of wsd
+    decay_steps: int = 0  # of wsd; others decay all the way from the peak
     min_ratio: float = 0.0
 
     def rate(self, done: int) -> float:
@@ -102,4 +106,4 @@ class Schedule:
 
 def share_of(steps: int, ratio: float) -> int:
     """A share of the steps, rounded up (0.03 of 100 steps is 3, not 4)."""
-    return math.ceil(round(ratio * steps, 6))
+    return math.ceil(Fraction(repr(ratio)) * steps)

@@ -161,7 +161,7 @@ def test_a_run_without_dry_run_says_honestly_that_it_cannot_train_yet(write: Wri
 
 @pytest.mark.requirement("R-05")
 def test_a_dry_run_against_a_ledger_that_does_not_match_is_refused_with_exit_4(write: Write, call: Call) -> None:
-    from tests.test_ledger import begin_all
+    from tests.ledger.test_book import begin_all
 
     plan = make_plan(load(write(MINIMAL), ["run.dir=here", "launch.num_gpus=1"]))
     begin_all(Ledger.open(RunDir(Path("here")), plan), plan)

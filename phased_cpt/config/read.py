@@ -19,8 +19,8 @@ Keys = tuple[str | int, ...]
 
 COMMAND_LINE = "--set"  # the place of what was not read from a file
 
-MAX_BYTES = 2**20  # a configuration is written by hand; a data set given by mistake is not read into memory
-MAX_VALUES = 20_000  # aliases are expanded while they are read: nine lines of them can stand for 10^9 values
+MAX_BYTES = 2**22  # a configuration is written by hand; a data set given by mistake is not read into memory
+MAX_VALUES = 100_000  # aliases are expanded while they are read: nine lines of them can stand for 10^9 values
 MAX_DEPTH = 40
 
 _STR, _MAP, _SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))

@@ -9,8 +9,8 @@ import pytest
 
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError, LedgerRefuses, PhasedCptError
-from phased_cpt.fingerprint import Adapter, Inputs, Weights
 from phased_cpt.ledger import Ledger, choose_run_dir, newest_run, read_record
+from phased_cpt.ledger.fingerprint import Adapter, Inputs, Weights
 from phased_cpt.plan import PhasePlan, Plan, make_plan
 from phased_cpt.run_dir import RunDir
 from tests.conftest import Call, Write
@@ -105,12 +105,43 @@ class TestARun:
         with pytest.raises(PhasedCptError, match="phase foundation has ended without publishing anything"):
             ledger.require_done(plan().phases[0])
 
+    def test_a_phase_cannot_begin_before_the_one_it_starts_from(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        with pytest.raises(PhasedCptError, match="phase evolution cannot begin before foundation"):
+            ledger.begin(plan().phases[1], inputs())
+
+    def test_a_phase_that_is_not_running_has_nothing_to_publish(self, plan: MakePlan, here: RunDir) -> None:
+        ledger = Ledger.open(here, plan())
+        with pytest.raises(PhasedCptError, match="phase foundation is not running"):
+            ledger.publish(plan().phases[0], BASE)
+
+    def test_a_phase_cannot_begin_while_its_batch_is_not_known(
+        self, loaded: Callable[..., Loaded], here: RunDir
+    ) -> None:
+        unknown = make_plan(loaded(RUN.replace("launch: {num_gpus: 2}", "")))
+        with pytest.raises(PhasedCptError, match="the number of GPUs is not known"):
+            Ledger.open(here, unknown).begin(unknown.phases[0], inputs())
+
+    def test_a_lost_record_is_not_written_anew_over_what_was_trained(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        first = here.config_resolved.read_bytes()
+        here.ledger.unlink()
+        with pytest.raises(PhasedCptError, match=r"run\.json is gone, but phase1_foundation, .* has been trained here"):
+            Ledger.open(here, plan("training.learning_rate=5e-5"))
+        assert here.config_resolved.read_bytes() == first
+
     def test_run_json_is_readable_by_people_and_holds_its_format(self, plan: MakePlan, here: RunDir) -> None:
         begin_all(Ledger.open(here, plan()), plan())
         content = json.loads(here.ledger.read_text())
         assert content["format"] == 1
         assert content["phases"][0]["fingerprint"]["parts"]["training.learning_rate"] == 1e-4
-        assert str(here.root) not in here.ledger.read_text(), "the folder can be moved"
+
+    def test_nothing_in_the_folder_names_the_folder(self, plan: MakePlan, here: RunDir) -> None:
+        on_itself = plan(f"run.dir={here.root}")
+        begin_all(Ledger.open(here, on_itself), on_itself, until="evolution")
+        begin_all(Ledger.open(here, plan()), plan())
+        assert str(here.root) not in here.ledger.read_text() + here.config_resolved.read_text()
+        assert read_record(here).attempts[1].differences == {}  # type: ignore[union-attr]
 
 
 @pytest.mark.requirement("R-05", "S-03")
@@ -210,6 +241,44 @@ class TestGoingOn:
         assert here.config_resolved.read_bytes() == first
         assert b"keep: 3" in first
 
+    @pytest.mark.parametrize("content", [None, "", "run: [", "\x00"])
+    def test_a_damaged_resolved_configuration_stops_nothing(
+        self, plan: MakePlan, here: RunDir, content: str | None
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan(), until="foundation")
+        here.config_resolved.unlink() if content is None else here.config_resolved.write_text(content)
+        assert Ledger.open(here, plan("run.name=x")).record.attempts[-1].differences == {"run.name": ("tales", "x")}
+
+    def test_a_run_of_very_many_sources_can_be_gone_on_with(self, plan: MakePlan, here: RunDir) -> None:
+        sources = ", ".join(f"data/{number}.jsonl" for number in range(20_000))
+        many = plan(text=RUN.replace("a.jsonl", f"[{sources}]"))
+        Ledger.open(here, many)
+        assert Ledger.open(here, many).record.attempts[-1].differences == {}
+
+    def test_one_is_not_true(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan("data.where.k=true")), plan("data.where.k=true"), until="foundation")
+        with pytest.raises(LedgerRefuses, match=r'data\.where: was {"k": true}, is {"k": 1}'):
+            Ledger.open(here, plan("data.where.k=1"))
+
+    @pytest.mark.parametrize(
+        ("given", "other"),
+        [
+            (["training.warmup_steps=5"], ["training.warmup_steps=5", "training.warmup_ratio=0.5"]),
+            ([], ["training.decay_ratio=0.5"]),
+            (["phases.0.max_steps=9"], ["phases.0.max_steps=9", "phases.0.epochs=4"]),
+            (
+                ["model.name=null", "model.from_config=here/config.json"],
+                ["model.name=null", "model.from_config=moved.json"],
+            ),
+        ],
+        ids=["overruled warm-up", "decay of another shape", "overruled budget", "path of a config"],
+    )
+    def test_a_value_that_decides_nothing_is_free(
+        self, plan: MakePlan, here: RunDir, given: list[str], other: list[str]
+    ) -> None:
+        begin_all(Ledger.open(here, plan(*given)), plan(*given), until="foundation")
+        assert Ledger.open(here, plan(*other)).record.phases[0].state == "running"
+
 
 @pytest.mark.requirement("S-04")
 class TestRedoing:
@@ -226,6 +295,45 @@ class TestRedoing:
         assert states(here) == ["done", "done", "done"]
         Ledger.open(here, changed, redo_from="pr_mastery")
         assert here.archive(2).is_dir(), "a second time has a place of its own"
+
+    def test_the_same_command_goes_on_with_a_redo_that_was_interrupted(self, plan: MakePlan, here: RunDir) -> None:
+        """A requeued job has --redo-from in its command line every time it comes back."""
+        begin_all(Ledger.open(here, plan()), plan())
+        changed = plan("phases.evolution.epochs=5")
+        begin_all(Ledger.open(here, changed, redo_from="evolution"), changed, until="pr_mastery")
+        ledger = Ledger.open(here, changed, redo_from="evolution")
+        assert states(here) == ["done", "done", "running"], "what is redone already is not redone again"
+        begin_all(ledger, changed)
+        Ledger.open(here, changed, redo_from="evolution")
+        assert states(here) == ["done", "pending", "pending"], "but once it is finished, the command means another redo"
+
+    def test_a_redo_under_way_with_other_values_begins_anew(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        begin_all(Ledger.open(here, plan(), redo_from="evolution"), plan(), until="pr_mastery")
+        Ledger.open(here, plan("phases.evolution.epochs=5"), redo_from="evolution")
+        assert states(here) == ["done", "pending", "pending"]
+        assert here.archive(2).is_dir()
+
+    def test_a_merged_model_goes_with_it_wherever_it_is_in_the_run(self, plan: MakePlan, here: RunDir) -> None:
+        merged = plan("merge.output_dir=out/final")
+        begin_all(Ledger.open(here, merged), merged)
+        (here.root / "out/final").mkdir(parents=True)
+        (here.root / "phase2_evolution").rename(here.root / "elsewhere")
+        (here.root / "phase2_evolution").symlink_to("nowhere")
+        Ledger.open(here, merged, redo_from="evolution")
+        assert (here.archive(1) / "out/final").is_dir()
+        assert (here.archive(1) / "phase2_evolution").is_symlink()
+
+    def test_an_archive_that_cannot_be_made_is_named_and_the_next_call_goes_on(
+        self, plan: MakePlan, here: RunDir
+    ) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        (here.root / "archive").write_text("in the way")
+        with pytest.raises(PhasedCptError, match=r"what is to be redone cannot be moved there: .*; make room for it"):
+            Ledger.open(here, plan(), redo_from="evolution")
+        (here.root / "archive").unlink()
+        Ledger.open(here, plan(), redo_from="evolution")
+        assert (here.archive(1) / "phase2_evolution/best_adapter").exists()
 
     def test_an_earlier_phase_that_does_not_match_is_refused_before_anything_moves(
         self, plan: MakePlan, here: RunDir
@@ -263,6 +371,27 @@ class TestChoosingTheFolder:
     def test_a_folder_that_a_crash_left_without_a_record_is_taken(self, plan: MakePlan, tmp_path: Path) -> None:
         (tmp_path / "outputs/tales-20260101_000000").mkdir(parents=True)
         assert choose_run_dir(plan()).root.name == "tales-20260101_000000"
+
+    def test_what_is_no_run_folder_is_passed_over(self, plan: MakePlan, tmp_path: Path) -> None:
+        begin_all(Ledger.open(RunDir(tmp_path / "outputs/tales-20260102_000000"), plan()), plan())
+        (tmp_path / "outputs/tales-20260103_000000").write_text("a file")
+        (tmp_path / "outputs/tales-20260104_000000").symlink_to("nowhere")
+        (tmp_path / "outputs/my-template_abcdef").mkdir()
+        assert choose_run_dir(plan()).root.name == newest_run(Path("outputs")).root.name == "tales-20260102_000000"
+
+    def test_an_old_damaged_folder_does_not_stand_in_the_way(self, plan: MakePlan, tmp_path: Path) -> None:
+        begin_all(Ledger.open(RunDir(tmp_path / "outputs/tales-20260102_000000"), plan()), plan())
+        (tmp_path / "outputs/tales-20260101_000000").mkdir()
+        (tmp_path / "outputs/tales-20260101_000000/run.json").write_text("{")
+        assert choose_run_dir(plan()).root.name == "tales-20260102_000000"
+        (tmp_path / "outputs/tales-20260101_000000").rename(tmp_path / "outputs/tales-20260103_000000")
+        with pytest.raises(PhasedCptError, match="damaged"):
+            choose_run_dir(plan())
+
+    def test_two_new_runs_within_a_second_are_two_runs(self, plan: MakePlan) -> None:
+        first, second = (Ledger.open(choose_run_dir(plan(), new=True), plan()).run_dir for _ in range(2))
+        assert first != second
+        assert choose_run_dir(plan()) == second
 
     def test_run_dir_rules(self, plan: MakePlan, tmp_path: Path) -> None:
         assert choose_run_dir(plan("run.dir=mine")).root == Path("mine")
@@ -321,7 +450,7 @@ class TestStatus:
         )
 
     def test_a_run_at_work_says_who_is(self, run_dir: RunDir, call: Call, write: Write) -> None:
-        from tests.test_locks import another_process_holds
+        from tests.ledger.test_locks import another_process_holds
 
         with another_process_holds("run_lock", run_dir.root) as holder:
             facts = json.loads(call("status", "--run-dir", str(run_dir.root), "--json").out)

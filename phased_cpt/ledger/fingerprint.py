@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from phased_cpt.errors import PhasedCptError
 from phased_cpt.plan import PhasePlan
+
+Differences = dict[str, tuple[JsonValue, JsonValue]]
 
 
 class Record(BaseModel):
@@ -59,6 +62,8 @@ class Fingerprint(Record):
 
 
 def fingerprint_of(phase: PhasePlan, inputs: Inputs) -> Fingerprint:
+    if phase.global_rows is None:
+        raise PhasedCptError("the number of GPUs is not known, and so neither is the batch; set launch.num_gpus")
     parts = {
         "start": inputs.start.digest,
         "base": inputs.start.base,
@@ -76,7 +81,8 @@ def digest_of(value: Any) -> str:
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, each with its old and its new value; None where there was none."""
-    return {key: (was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
+    pairs = {key: (was.get(key), now.get(key)) for key in sorted({*was, *now})}
+    return {key: pair for key, pair in pairs.items() if digest_of(pair[0]) != digest_of(pair[1])}  # 1 is not true
 
 
 def told(difference: dict[str, tuple[Any, Any]]) -> str:

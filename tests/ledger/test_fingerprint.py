@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from phased_cpt.config import Loaded
-from phased_cpt.fingerprint import Adapter, Inputs, Weights, differences, fingerprint_of
+from phased_cpt.ledger.fingerprint import Adapter, Inputs, Weights, differences, fingerprint_of
 from phased_cpt.plan import Plan, make_plan
 from tests.conftest import MINIMAL
 

@@ -1,5 +1,6 @@
 """One run at a time in a folder, and the kernel lets go when its holder dies."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from phased_cpt.errors import RunIsBusy
-from phased_cpt.locks import holder_of, rank_lock, run_lock
+from phased_cpt.ledger.locks import holder_of, rank_lock, run_lock
 from phased_cpt.run_dir import RunDir
 
 
 @contextmanager
-def another_process_holds(kind: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def another_process_holds(kind: str, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     program = (
-        "import sys, time; from pathlib import Path; from phased_cpt.locks import *; from phased_cpt.run_dir import RunDir\n"
-        f"with {kind}(RunDir(Path({str(folder)!r}))): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from phased_cpt.ledger.locks import *; from phased_cpt.run_dir import RunDir\n"
+        f"with {kind}(RunDir(Path({str(folder)!r})), *{list(arguments)!r}): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
@@ -50,13 +51,42 @@ def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
 
 
 def test_ranks_that_outlive_their_conductor_keep_a_new_run_out(tmp_path: Path) -> None:
-    with another_process_holds("rank_lock", tmp_path):
-        with rank_lock(RunDir(tmp_path)):
+    with run_lock(RunDir(tmp_path)) as signature:
+        rank = another_process_holds("rank_lock", tmp_path, signature)
+        rank.__enter__()
+        with rank_lock(RunDir(tmp_path), signature):
             pass  # another rank of the same job is welcome
-        with pytest.raises(RunIsBusy, match="ranks of an earlier run are still alive"), run_lock(RunDir(tmp_path)):
-            pass
-    with run_lock(RunDir(tmp_path)), rank_lock(RunDir(tmp_path)):
+    assert holder_of(RunDir(tmp_path)) == "ranks that outlived their run"
+    with pytest.raises(RunIsBusy, match="ranks of an earlier run are still alive"), run_lock(RunDir(tmp_path)):
         pass
+    rank.__exit__(None, None, None)
+    with run_lock(RunDir(tmp_path)) as signature, rank_lock(RunDir(tmp_path), signature):
+        pass
+
+
+def test_a_rank_that_comes_late_to_a_dead_run_is_turned_away(tmp_path: Path) -> None:
+    """It was launched, its conductor died while it was still importing, and another run has begun since."""
+    with run_lock(RunDir(tmp_path)) as dead:
+        pass
+    with run_lock(RunDir(tmp_path)) as alive:
+        assert dead != alive
+        with pytest.raises(RunIsBusy, match="this rank belongs to an earlier run"), rank_lock(RunDir(tmp_path), dead):
+            pass
+        with rank_lock(RunDir(tmp_path), alive):
+            pass
+
+
+def test_a_forked_child_does_not_keep_what_its_parent_has_let_go(tmp_path: Path) -> None:
+    with run_lock(RunDir(tmp_path)):
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with run_lock(RunDir(tmp_path)):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
@@ -72,7 +102,7 @@ def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
 
 def test_looking_at_the_lock_never_turns_a_run_away(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from phased_cpt.locks import holder_of; from phased_cpt.run_dir import RunDir\n"
+        "from pathlib import Path; from phased_cpt.ledger.locks import holder_of; from phased_cpt.run_dir import RunDir\n"
         f"while True: holder_of(RunDir(Path({str(tmp_path)!r})))"
     )
     watchers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]

@@ -1,0 +1,153 @@
+"""The ledger: the only writer of run.json.
+
+    pending ─ begin ─→ running ─ publish ─→ done
+                          └──── the same fingerprint goes on; another one is refused, or redone on demand
+
+Every change is one atomic file, so whoever reads it (status, the next attempt) sees a state that was true.
+"""
+
+import os
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+from phased_cpt import __version__
+from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.ledger.fingerprint import Inputs, Weights, differences, fingerprint_of
+from phased_cpt.ledger.match import fresh, inexact, reconcile, require_same
+from phased_cpt.ledger.record import Attempt, RunRecord, read_record
+from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.resolved import flat, resolved_values, resolved_yaml
+from phased_cpt.run_dir import RunDir, publish_file, sync_folder
+
+_RESOLVED_HEAD = (
+    "# Every value of this run's first attempt; never rewritten (run.json has what later attempts changed)."
+)
+
+
+class Ledger:
+    """The record of one run; its holder has the run lock."""
+
+    def __init__(self, run_dir: RunDir, record: RunRecord) -> None:
+        self.run_dir = run_dir
+        self.record = record
+
+    @classmethod
+    def open(cls, run_dir: RunDir, plan: Plan, *, redo_from: str | None = None) -> "Ledger":
+        """Begin an attempt: the record is made, or held against the plan and gone on with."""
+        record = read_record(run_dir)
+        if record is None:
+            if redo_from is not None:
+                raise InputError(f"--redo-from: no run has begun in {run_dir.root}; leave it out")
+            return cls._create(run_dir, plan)
+        ledger = cls(run_dir, record)
+        ledger._finish_archiving()  # of an attempt that died in the midst of it
+        ledger.record = reconcile(ledger.record, plan, redo_from, _next_number(run_dir))
+        ledger._write(attempts=(*ledger.record.attempts, ledger._attempt(plan)))
+        ledger._finish_archiving()
+        return ledger
+
+    @classmethod
+    def _create(cls, run_dir: RunDir, plan: Plan) -> "Ledger":
+        run_dir.root.mkdir(parents=True, exist_ok=True)
+        if left := sorted(path.name for path in run_dir.root.glob("phase[0-9]*_*")):
+            what = f"run.json is gone, but {', '.join(left)} has been trained here"
+            raise PhasedCptError(f"{run_dir.root}: {what}; restore run.json, or start another run with --new")
+        sync_folder(run_dir.root.parent)
+        publish_file(run_dir.config_resolved, f"{_RESOLVED_HEAD}\n{resolved_yaml(plan.anywhere())}".encode())
+        values = flat(resolved_values(plan.anywhere()))
+        record = RunRecord(name=plan.name, created=_now(), values=values, phases=fresh(plan.phases))
+        ledger = cls(run_dir, record)
+        ledger._write(attempts=(ledger._attempt(plan),))
+        return ledger
+
+    @property
+    def is_finished(self) -> bool:
+        return self.record.is_finished
+
+    def is_done(self, phase: PhasePlan, inputs: Inputs) -> bool:
+        """Whether the phase is published, from these very inputs; refuses where they are others."""
+        record = self.record.phase(phase.name)
+        if record.fingerprint is not None:
+            require_same(record, fingerprint_of(phase, inputs).parts)
+        return record.state == "done"
+
+    def begin(self, phase: PhasePlan, inputs: Inputs) -> None:
+        """The phase runs from now on, or goes on."""
+        if self.is_done(phase, inputs) or self.record.phase(phase.name).state == "running":
+            return
+        if owed := [other.name for other in self.record.phases[: phase.number - 1] if other.state != "done"]:
+            raise PhasedCptError(f"phase {phase.name} cannot begin before {', '.join(owed)}")
+        self._change(
+            phase,
+            state="running",
+            fingerprint=fingerprint_of(phase, inputs),
+            execution=phase.values("execution"),
+            started_from=inputs.start,
+            started=_now(),
+        )
+
+    def publish(self, phase: PhasePlan, weights: Weights) -> None:
+        """The phase is done: its weights are on disk, and this line makes them count."""
+        if self.record.phase(phase.name).state != "running":
+            raise PhasedCptError(f"phase {phase.name} is not running, so it has nothing to publish")
+        self._change(phase, state="done", published=weights, finished=_now())
+
+    def require_done(self, phase: PhasePlan) -> None:
+        """An exit code of 0 is not proof; this is."""
+        if self.record.phase(phase.name).state != "done":
+            raise PhasedCptError(f"phase {phase.name} has ended without publishing anything; see {phase.folder}/logs")
+
+    def published_by(self, phase: PhasePlan) -> Weights:
+        weights = self.record.phase(phase.name).published
+        if weights is None:
+            raise PhasedCptError(f"phase {phase.name} has published nothing yet")
+        return weights
+
+    def _finish_archiving(self) -> None:
+        """Move what an archiving names; a crash on the way leaves it in the record, and it is finished here."""
+        if (archiving := self.record.archiving) is None:
+            return
+        target = self.run_dir.archive(archiving.number)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in archiving.names:
+                if os.path.lexists(self.run_dir.root / name):
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(self.run_dir.root / name, target / name)
+            sync_folder(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            what = f"what is to be redone cannot be moved there: {error.strerror}"
+            raise PhasedCptError(f"{target}: {what}; make room for it and call again") from error
+        self._write(archiving=None)
+
+    def _attempt(self, plan: Plan) -> Attempt:
+        return Attempt(
+            started=_now(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            differences=differences(self.record.values, flat(resolved_values(plan.anywhere()))),
+            inexact=inexact(self.record.phases, plan),
+        )
+
+    def _change(self, phase: PhasePlan, **fields: Any) -> None:
+        phases = [old.model_copy(update=fields) if old.name == phase.name else old for old in self.record.phases]
+        finished = all(changed.state == "done" for changed in phases)
+        self._write(phases=tuple(phases), redoing=None if finished else self.record.redoing)
+
+    def _write(self, **fields: Any) -> None:
+        record = self.record.model_copy(update=fields)
+        publish_file(self.run_dir.ledger, record.model_dump_json(indent=2).encode() + b"\n")
+        self.record = record
+
+
+def _next_number(run_dir: RunDir) -> int:
+    archive = run_dir.archive(0).parent
+    taken = [int(path.name) for path in archive.iterdir() if path.name.isdecimal()] if archive.is_dir() else []
+    return max(taken, default=0) + 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,80 @@
+"""A plan held against what was begun: what may go on, what is refused, what is redone."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from phased_cpt.errors import InputError, LedgerRefuses
+from phased_cpt.ledger.fingerprint import differences, told
+from phased_cpt.ledger.record import Archiving, PhaseRecord, RunRecord
+from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.run_dir import made_from_all_phases
+
+
+def reconcile(record: RunRecord, plan: Plan, redo_from: str | None = None, archive_number: int = 0) -> RunRecord:
+    """The record as it stands under this plan; refuses a plan whose beginning is not what was begun.
+
+    New phases at the end are welcome. What is redone, and all that stands on it, is forgotten and marked for the
+    archive; nothing is deleted. A redo that is under way and still matches is gone on with, not begun anew.
+    """
+    if redo_from is not None and not (redo_from == record.redoing and _matches(record.begun, plan)):
+        record = _forget(record, plan, redo_from, archive_number)
+    _require_match(record.begun, plan)
+    return record.model_copy(update={"phases": (*record.begun, *fresh(plan.phases[len(record.begun) :]))})
+
+
+def fresh(phases: Sequence[PhasePlan]) -> tuple[PhaseRecord, ...]:
+    return tuple(PhaseRecord(name=phase.name, folder=phase.folder) for phase in phases)
+
+
+def require_same(record: PhaseRecord, now: dict[str, Any]) -> None:
+    """Refuse a phase that has begun as something else, field by field."""
+    was = record.fingerprint.parts if record.fingerprint else now
+    if found := differences(was, now):
+        state = "is done" if record.state == "done" else "has begun"
+        what = f"phase {record.name} {state}, with other values than it has now:\n{told(found)}"
+        raise LedgerRefuses(f"{what}\n{_ways_out(record.name)}")
+
+
+def inexact(phases: Sequence[PhaseRecord], plan: Plan) -> dict[str, tuple[Any, Any]]:
+    """What now runs in another way, in a phase that is half done: it goes on, but not to the same bits."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for old in phases:
+        if old.state == "running":
+            now = plan.phase(old.name).values("execution")
+            found |= {f"{old.name}.{key}": pair for key, pair in differences(old.execution, now).items()}
+    return found
+
+
+def _forget(record: RunRecord, plan: Plan, redo_from: str, archive_number: int) -> RunRecord:
+    names = [phase.name for phase in record.phases]
+    if redo_from not in names:
+        raise InputError(f"--redo-from: this run has no phase {redo_from!r}; it has {', '.join(names)}")
+    kept, redone = record.phases[: names.index(redo_from)], record.phases[names.index(redo_from) :]
+    left = (*(phase.folder for phase in redone), *made_from_all_phases(plan.config.merge.output_dir))
+    archiving = Archiving(number=archive_number, names=left)
+    return record.model_copy(update={"phases": kept, "redoing": redo_from, "archiving": archiving})
+
+
+def _matches(begun: Sequence[PhaseRecord], plan: Plan) -> bool:
+    try:
+        _require_match(begun, plan)
+    except LedgerRefuses:
+        return False
+    return True
+
+
+def _require_match(begun: Sequence[PhaseRecord], plan: Plan) -> None:
+    for old, planned in zip_longest(begun, plan.phases[: len(begun)]):
+        if planned is None or planned.name != old.name:
+            now = f"is {planned.name} now" if planned else "is gone"
+            raise LedgerRefuses(f"{old.folder} was phase {old.name}, which {now}\n{_ways_out(old.name)}")
+        if old.fingerprint is not None:
+            require_same(old, old.fingerprint.parts | planned.values("recipe"))
+
+
+def _ways_out(name: str) -> str:
+    return (
+        "put them back, start another run with `--new`, "
+        f"or train it again with `--redo-from {name}` (what it made is archived)"
+    )
