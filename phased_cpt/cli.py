@@ -1,5 +1,6 @@
 """The verbs, one screen each; nothing is decided here."""
 
+import io
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -15,13 +17,14 @@ from phased_cpt import __version__
 from phased_cpt.config import Loaded, load
 from phased_cpt.config.allowed import nearest, schema
 from phased_cpt.config.schema import Run
+from phased_cpt.config.secrets import scrubbed
 from phased_cpt.config.shipped import shipped_folder, shipped_names
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, read_record, reconcile
 from phased_cpt.plan import Plan, make_plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.run_dir import RunDir
-from phased_cpt.tables import config_facts, console, plan_facts, plan_table, status_facts, status_table
+from phased_cpt.tables import config_facts, plan_facts, plan_table, shown, status_facts, status_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="The configuration: its schema, and what it resolves to.")
@@ -126,11 +129,12 @@ def _find(config: Path) -> Path:
 
 def _print(what: dict[str, Any] | str | RenderableType) -> None:
     if isinstance(what, dict):
-        sys.stdout.write(json.dumps(what, indent=2, ensure_ascii=False) + "\n")
-    elif isinstance(what, str):
-        sys.stdout.write(what)
-    else:
-        console().print(what)
+        what = json.dumps(what, indent=2, ensure_ascii=False) + "\n"
+    try:
+        sys.stdout.write(what if isinstance(what, str) else shown(what))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `phased-cpt plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -143,32 +147,54 @@ def normalise(arguments: list[str]) -> list[str]:
     """
     verbs = get_command(app)
     assert isinstance(verbs, TyperGroup)
-    before, rest = _options_before_the_verb(arguments, _options_with_a_value(verbs))
-    if rest and rest[0] in verbs.commands:
-        # `config` has verbs of its own, so what stood before goes behind the last of them.
-        words = 2 if rest[0] == "config" and rest[1:] and not rest[1].startswith("-") else 1
-        return [*rest[:words], *before, *rest[words:]]
-    if rest:
-        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {', '.join(verbs.commands)})")
+    with_value = _options_with_a_value(verbs)
+    path, options = _verb_first(_without_local_rank(arguments), verbs, with_value)
+    if "--version" in options:
+        return ["--version"]
     of_the_app = {option for parameter in verbs.params for option in parameter.opts} | {"--help"}
-    return before if not before or before[0] in of_the_app else ["run", *before]
+    no_verb = not path and options and options[0] not in of_the_app
+    return [*(["run"] if no_verb else path), *options]
 
 
-def _options_before_the_verb(arguments: list[str], with_value: set[str]) -> tuple[list[str], list[str]]:
+def _verb_first(arguments: list[str], verbs: TyperGroup, with_value: set[str]) -> tuple[list[str], list[str]]:
+    """The verb (and the verb within it), and all the rest behind."""
     before: list[str] = []
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         taken = rest[: 2 if rest[0] in with_value else 1]
-        rest = rest[len(taken) :]
-        before += [] if taken[0].replace("_", "-").startswith("--local-rank") else taken
-    return before, rest
+        before, rest = [*before, *taken], rest[len(taken) :]
+    if not rest:
+        return [], before
+    if rest[0] not in verbs.commands:
+        known = ", ".join(verbs.commands)
+        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {known})")
+    inner = verbs.commands[rest[0]]
+    if isinstance(inner, TyperGroup):
+        path, behind = _verb_first(rest[1:], inner, with_value)
+        return [rest[0], *path], [*before, *behind]
+    return [rest[0]], [*before, *rest[1:]]
 
 
 def _options_with_a_value(verbs: TyperGroup) -> set[str]:
     """The options whose value is the next word, of any verb: read off the verbs, so that there is no second list."""
-    options = (parameter for verb in verbs.commands.values() for parameter in verb.params if parameter.nargs == 1)
-    flags_aside = (option for option in options if not getattr(option, "is_flag", False))
-    return {name for option in flags_aside for name in option.opts} | {"--local_rank", "--local-rank"}
+    found: set[str] = set()
+    for verb in verbs.commands.values():
+        if isinstance(verb, TyperGroup):
+            found |= _options_with_a_value(verb)
+        found |= {name for option in verb.params if not getattr(option, "is_flag", False) for name in option.opts}
+    return found
+
+
+def _without_local_rank(arguments: list[str]) -> list[str]:
+    """The deepspeed launcher puts --local_rank=N before everything; the ranks read LOCAL_RANK instead."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("--local_rank", "--local-rank"):
+            next(words, None)
+        elif not word.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(word)
+    return kept
 
 
 @app.callback(invoke_without_command=True)
@@ -180,12 +206,19 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a verb; a failure that a user can mend is one message on stderr and its own exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name of odd bytes is shown, not an error of its own
     try:
         app(normalise(sys.argv[1:] if arguments is None else arguments), prog_name="phased-cpt")
     except PhasedCptError as error:
-        console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # `phased-cpt plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _fail(str(error), error.exit_code)
+    except OSError as error:  # no permission, no space, a name too long: the system's words, and where
+        _fail(": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error)))), 1)
     sys.exit(0)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    text = scrubbed(message)
+    sys.stderr.write(shown(Text(text, style="red"), stderr=True) if sys.stderr.isatty() else f"{text}\n")
+    sys.exit(exit_code)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from phased_cpt.config import Loaded, Model, Phase, RunConfig
-from phased_cpt.config.inherit import OVERRIDABLE, Settings, settings_of, starts_fresh
+from phased_cpt.config.inherit import OVERRIDABLE, Settings, settings_of_phases
 from phased_cpt.config.read import COMMAND_LINE, Keys
 from phased_cpt.config.schema import Section
 from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, share_of
@@ -25,9 +25,8 @@ class Origin:
     place: str = ""  # run.yaml:12
 
     def __str__(self) -> str:
-        return {"default": "default", "command line": "command line"}.get(
-            self.kind, self.place + (" (phase)" if self.kind == "phase" else "")
-        )
+        place = "".join(letter if letter.isprintable() else "?" for letter in self.place)  # it stands in comments
+        return place + (" (phase)" if self.kind == "phase" else "") if place else self.kind
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class PhasePlan:
     seed: int
     settings: Settings
     starts_from: str
-    fresh_adapter: bool
     budget: Budget
     batch: Batch | None  # None while the number of ranks is not known
     prepared: Prepared | None
@@ -53,6 +51,10 @@ class PhasePlan:
     @property
     def folder(self) -> str:
         return f"phase{self.number}_{self.phase.name}"
+
+    @property
+    def fresh_adapter(self) -> bool:
+        return self.settings.lora.enabled and self.settings.from_base
 
     @property
     def global_rows(self) -> int | None:
@@ -94,6 +96,8 @@ class PhasePlan:
             for key, value in values.model_dump(mode="json").items()
             if change_of(values, key) == change and f"{section}.{key}" not in self._idle()
         }
+        if isinstance(targets := found.get("lora.target_modules"), list):
+            found["lora.target_modules"] = sorted(targets)  # their order says nothing
         found |= {key: value for key, value in self._own_values().items() if change_of(self.phase, key) == change}
         return found | self._decided(change)
 
@@ -161,8 +165,8 @@ def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, P
     config = loaded.config
     ranks = ranks or config.launch.num_gpus
     phases = [
-        _phase_plan(loaded, index, phase, ranks, (prepared or {}).get(phase.name))
-        for index, phase in enumerate(config.phases)
+        _phase_plan(loaded, index, settings, ranks, (prepared or {}).get(config.phases[index].name))
+        for index, settings in enumerate(settings_of_phases(config))
     ]
     return Plan(config, tuple(phases), loaded.places)
 
@@ -173,35 +177,35 @@ def change_of(section: Section, key: str) -> str:
     return str(extra["change"]) if isinstance(extra, dict) else "recipe"
 
 
-def _phase_plan(loaded: Loaded, index: int, phase: Phase, ranks: int | None, prepared: Prepared | None) -> PhasePlan:
-    config, settings = loaded.config, settings_of(loaded.config, phase)
-    training = settings.training
+def _phase_plan(
+    loaded: Loaded, index: int, settings: Settings, ranks: int | None, prepared: Prepared | None
+) -> PhasePlan:
+    config, training = loaded.config, settings.training
     batch = ranks and batch_of(
         ranks, training.micro_batch_size, training.gradient_accumulation_steps, training.global_batch_size
     )
     return PhasePlan(
         number=index + 1,
-        phase=phase,
+        phase=config.phases[index],
         model=config.model,
         seed=config.run.seed,
         settings=settings,
-        starts_from=_start(config, index),
-        fresh_adapter=settings.lora.enabled and starts_fresh(config, index),
-        budget=_budget(phase),
+        starts_from=_start(config, index, settings),
+        budget=_budget(config.phases[index]),
         batch=batch or None,
         prepared=prepared,
-        origins=dict(_origins(loaded, index)),
+        origins=dict(_origins(loaded, index, settings.born)),
     )
 
 
-def _start(config: RunConfig, index: int) -> str:
+def _start(config: RunConfig, index: int, settings: Settings) -> str:
     if index == 0:
         base = config.model.name or "random weights"
         return f"{base} + {config.model.adapter}" if config.model.adapter else base
     before = config.phases[index - 1]
-    if not settings_of(config, before).lora.enabled:
-        return f"the base that {before.name} trained"
-    return f"{before.name}, merged" if before.handover == "merge" else f"{before.name}'s adapter"
+    if not settings.from_base:
+        return f"{before.name}'s adapter"
+    return f"{before.name}, merged" if before.handover == "merge" else f"the base that {before.name} trained"
 
 
 def _budget(phase: Phase) -> Budget:
@@ -212,10 +216,13 @@ def _budget(phase: Phase) -> Budget:
     return Budget("epochs", phase.epochs)
 
 
-def _origins(loaded: Loaded, index: int) -> Iterator[tuple[tuple[str, str], Origin]]:
+def _origins(loaded: Loaded, index: int, born: int) -> Iterator[tuple[tuple[str, str], Origin]]:
     for section in ("model", *OVERRIDABLE):
+        # An adapter that goes on has the values of the phase that began it.
+        phases = (index, born) if section == "lora" else (index,)
         for key in type(getattr(loaded.config, section)).model_fields:
-            own = loaded.places.get(("phases", index, section, key))
+            places = (loaded.places.get(("phases", phase, section, key)) for phase in phases)
+            own = next(filter(None, places), None)
             yield (section, key), _origin(own, "phase") if own else _origin(loaded.places.get((section, key)), "file")
 
 

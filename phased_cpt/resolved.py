@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from phased_cpt.config.read import Keys, plain_scalar
+from phased_cpt.config.inherit import OVERRIDABLE
+from phased_cpt.config.read import Keys, dotted, plain_scalar
 from phased_cpt.plan import Origin, Plan
 
 COMMENT_COLUMN = 56
@@ -29,13 +30,13 @@ def resolved_yaml(plan: Plan) -> str:
     return "\n".join(_lines(resolved_values(plan), (), plan)) + "\n"
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """{"run.seed": 42, "phases.foundation.epochs": 3.0, …}: as --set addresses them."""
-    if isinstance(value, dict) and value:
-        return {k: v for key, child in value.items() for k, v in flat(child, f"{path}.{key}".lstrip(".")).items()}
-    if path == "phases":
-        return {k: v for phase in value for k, v in flat(phase, f"phases.{phase['name']}").items()}
-    return {path: value}
+def flat(value: Any, keys: Keys = ()) -> dict[str, Any]:
+    """{"run.seed": 42, "phases.foundation.epochs": 3.0, …}: as --set addresses them; values stay whole."""
+    if keys == ("phases",):
+        return {path: child for phase in value for path, child in flat(phase, (*keys, phase["name"])).items()}
+    if isinstance(value, dict) and (not keys or _is_section(keys) or (len(keys) == 2 and keys[0] == "phases")):
+        return {path: child for key, inner in value.items() for path, child in flat(inner, (*keys, key)).items()}
+    return {dotted(keys): value}
 
 
 def origin_of(keys: Keys, plan: Plan) -> Origin:
@@ -50,7 +51,7 @@ def _lines(value: Any, keys: Keys, plan: Plan) -> Iterator[str]:
     blanks = "  " * len(keys)
     for key, child in value.items():
         here = (*keys, key)
-        if isinstance(child, dict) and child and _is_section(here):
+        if isinstance(child, dict) and _is_section(here):
             yield f"{blanks}{key}:"
             yield from _lines(child, here, plan)
         elif here == ("phases",):
@@ -64,10 +65,10 @@ def _lines(value: Any, keys: Keys, plan: Plan) -> Iterator[str]:
 
 
 def _is_section(keys: Keys) -> bool:
-    """Sections are written out line by line; other mappings (a filter, a model's config) stay on their line."""
-    return (keys[0] == "phases" and len(keys) == 3 and keys[2] != "replay") or (
-        len(keys) == 1 or (keys[0] == "tracking" and len(keys) == 2)
-    )
+    """Sections are written out line by line; other mappings (a filter, a model's config) stay whole."""
+    if keys[0] == "phases":
+        return len(keys) == 3 and keys[2] in OVERRIDABLE
+    return len(keys) == 1 or (keys[0] == "tracking" and len(keys) == 2)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -75,7 +76,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    plain = isinstance(plain_scalar(value), str) and value.splitlines() == [value]
+    try:
+        plain = isinstance(plain_scalar(value), str) and value.splitlines() == [value]
+    except ValueError:  # digits without end
+        plain = False
     style = None if plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 

@@ -17,10 +17,18 @@ STATE_STYLES = {"done": "green", "running": "yellow", "interrupted": "yellow", "
 PLAIN_WIDTH = 160  # of a log file or a pipe, where there is no terminal to ask
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal; a pipe gets a width that breaks no row."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+def shown(what: RenderableType, *, stderr: bool = False) -> str:
+    """What a console would print, as wide as the terminal; a pipe gets a width that breaks no row.
+
+    Users' texts may hold [brackets] and :colons:, so neither is a style or a picture here.
+    """
+    options: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
+    console = Console(**options)
+    if not console.is_terminal:
+        console = Console(**options, width=PLAIN_WIDTH)
+    with console.capture() as captured:
+        console.print(what)
+    return captured.get()
 
 
 # plan ----------------------------------------------------------------------------------------------------------------
@@ -167,8 +175,8 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
     """What is no default: for the whole run by section, for a phase beside the value that it would have inherited."""
     grid = Table.grid(padding=(0, 3, 0, 0))
     for section, value in plan.config.model_dump(mode="json", exclude_unset=True, exclude={"phases"}).items():
-        values = flat(value) if section == "tracking" else value  # the one section that has sections
-        words = " · ".join(f"{key} {_inline(child)}" for key, child in values.items())
+        values = flat(value, ("tracking",)) if section == "tracking" else value  # the one section that has sections
+        words = " · ".join(f"{key.removeprefix('tracking.')} {_inline(child)}" for key, child in values.items())
         grid.add_row(Text(section, style="cyan"), words)
     for phase in plan.phases:
         for (section, key), origin in phase.origins.items():
@@ -227,7 +235,10 @@ def status_facts(run_dir: RunDir, record: RunRecord | None, holder: str | None) 
         "state": _state(record, holder),
         "holder": holder,
         "attempts": len(record.attempts) if record else 0,
-        "phases": [phase.model_dump(mode="json") for phase in record.phases] if record else [],
+        "phases": [
+            phase.model_dump(mode="json") | {"state": _phase_state(phase, holder)}
+            for phase in (record.phases if record else ())
+        ],
     }
 
 
@@ -249,9 +260,13 @@ def status_table(run_dir: RunDir, record: RunRecord | None, holder: str | None) 
 
 
 def _phase_row(phase: PhaseRecord, holder: str | None) -> tuple[str | Text, ...]:
-    state = "interrupted" if phase.state == "running" and not holder else phase.state
+    state = _phase_state(phase, holder)
     published = f"{phase.published.kind} {phase.published.digest[:12]}" if phase.published else ""
     return phase.name, Text(state, style=STATE_STYLES[state]), phase.started or "", phase.finished or "", published
+
+
+def _phase_state(phase: PhaseRecord, holder: str | None) -> str:
+    return "interrupted" if phase.state == "running" and not holder else phase.state
 
 
 def _state(record: RunRecord | None, holder: str | None) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from phased_cpt.config.schema import Data, Evaluation, Lora, Phase, RunConfig, Section, Training
+from phased_cpt.config.schema import Data, Evaluation, Lora, RunConfig, Section, Training
 
 # The sections that a phase may override, and so the ones that are resolved for each phase.
 OVERRIDABLE = ("lora", "data", "training", "evaluation")
@@ -19,27 +19,32 @@ class Settings:
     data: Data
     training: Training
     evaluation: Evaluation
+    from_base: bool  # no adapter is handed to the phase: it begins a fresh one, or trains every weight
+    born: int  # index of the phase that began the adapter
 
 
-def settings_of(config: RunConfig, phase: Phase) -> Settings:
-    return Settings(
-        lora=_over(config.lora, phase.lora),
-        data=_over(config.data, phase.data),
-        training=_over(config.training, phase.training),
-        evaluation=_over(config.evaluation, phase.evaluation),
-    )
+def settings_of_phases(config: RunConfig) -> list[Settings]:
+    """The settings of every phase, in order; an adapter that goes on brings its own along.
 
-
-def starts_fresh(config: RunConfig, index: int) -> bool:
-    """Whether the phase begins a new adapter instead of going on with one.
-
-    The first does (unless an adapter is given), and so does one that starts from a base: after `handover: merge`, or
-    after a phase that trained every weight.
+    run lora {r: 8}    phase a lora {r: 16}    →    b    →    c, after `handover: merge`
+                                       16           16        8
     """
-    if index == 0:
-        return config.model.adapter is None
-    before = config.phases[index - 1]
-    return before.handover == "merge" or not settings_of(config, before).lora.enabled
+    found: list[Settings] = []
+    for index, phase in enumerate(config.phases):
+        before = found[-1] if found else None
+        merged = index > 0 and config.phases[index - 1].handover == "merge"
+        goes_on = before if before and before.lora.enabled and not merged else None
+        found.append(
+            Settings(
+                lora=_over(goes_on.lora if goes_on else config.lora, phase.lora),
+                data=_over(config.data, phase.data),
+                training=_over(config.training, phase.training),
+                evaluation=_over(config.evaluation, phase.evaluation),
+                from_base=goes_on is None and (index > 0 or config.model.adapter is None),
+                born=goes_on.born if goes_on else index,
+            )
+        )
+    return found
 
 
 def _over(base: AnySection, own: AnySection | None) -> AnySection:

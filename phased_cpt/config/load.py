@@ -3,7 +3,7 @@
 bytes ─ read ─ values + places ─ --set ─ secrets? ─ schema? ─ rules? ─→ Loaded, or ConfigError with all problems
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,78 +31,91 @@ class Loaded:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and check a configuration; ConfigError holds every problem at once."""
     written = read_file(Path(path))
-    problems = list(written.problems)
-    for text in overrides:
-        problems += override(written, text)
+    found = [*written.problems, *(problem for text in overrides for problem in override(written, text))]
     secrets = dict(secrets_in(written.values))
-    for keys, problem in secrets.items():
-        problems.append(_placed(problem, keys, written))
-        _take_out(written.values, keys)
-    return _finish(written, problems, refused=list(secrets))
+    _take_out(written.values, secrets)
+    found += [(keys, _placed(problem, keys, written)) for keys, problem in secrets.items()]
+    return _finish(written, found)
 
 
 def from_objects(config: RunConfig) -> Loaded:
     """A configuration that was built in Python, held against the same rules as a file."""
-    written = Written(config.model_dump(mode="json", exclude_unset=True), dict.fromkeys(_set_in(config, ()), "Python"))
-    return _finish(written, [], refused=[])
+    values = config.model_dump(mode="json", exclude_unset=True)
+    return _finish(Written(values, dict.fromkeys(_set_in(config, ()), "Python")), [])
 
 
-def _finish(written: Written, problems: list[Problem], refused: list[Keys]) -> Loaded:
-    config, found = _validate(written, refused)
-    if config is None or problems or found:
-        raise ConfigError(sorted({*problems, *found}, key=_by_place))
+def _finish(written: Written, found: list[tuple[Keys, Problem]]) -> Loaded:
+    """Hold the values against the schema, and what is right of them against the rules."""
+    config, refused = _validate(written)
+    found += refused.items()
+    if config is not None:
+        found += _broken_rules(config, written, [keys for keys, _ in found])
+    if config is None or found:
+        raise ConfigError(sorted({problem for _, problem in found}, key=_by_place))
     return Loaded(config, written.places)
 
 
-def _validate(written: Written, refused: list[Keys]) -> tuple[RunConfig | None, list[Problem]]:
-    """The configuration and its problems: what the schema refuses, and what the rules say of the rest."""
+def _validate(written: Written) -> tuple[RunConfig | None, dict[Keys, Problem]]:
+    """The configuration, of what the schema does not refuse; None where too little is left."""
     try:
-        config = RunConfig.model_validate(written.values)
-        return config, _broken_rules(config, written, refused)
+        return RunConfig.model_validate(written.values), {}
     except ValidationError as error:
         problems = _translate(error, written)
-    for keys in sorted(problems, key=str, reverse=True):  # from the back, so that indices in lists stay true
-        _take_out(written.values, keys)
+    _take_out(written.values, problems)
     try:
-        config = RunConfig.model_validate(written.values)
+        return RunConfig.model_validate(written.values), problems
     except ValidationError:
-        return None, list(problems.values())
-    return None, [*problems.values(), *_broken_rules(config, written, [*refused, *problems])]
+        return None, problems
 
 
-def _broken_rules(config: RunConfig, written: Written, refused: list[Keys]) -> list[Problem]:
-    """What the rules find, but for what they say of values that were refused already."""
-    if any(keys[0] == "phases" and len(keys) < 3 for keys in refused):
-        return []  # a whole phase is missing: the rules would speak of a curriculum that nobody wrote
+def _take_out(values: Any, refused: Iterable[Keys]) -> None:
+    """Remove refused values, so that the rules can read the rest; what cannot be missing gets a stand-in."""
+    for *above, last in refused:
+        at = values
+        for key in above:
+            at = at[key]
+        in_a_phase = above[:1] == ["phases"]
+        if above == ["phases"]:
+            at[last] = {"name": f"phase-{last}", "sources": ["?"]}
+        elif isinstance(at, list) or (in_a_phase and last == "path"):
+            at[last] = "?"  # an item of a list leaves its place to nobody: the others keep their index
+        elif in_a_phase and len(above) == 2 and last in ("name", "sources"):
+            at[last] = f"phase-{above[1]}" if last == "name" else ["?"]
+        else:
+            at.pop(last, None)
+
+
+# rules ---------------------------------------------------------------------------------------------------------------
+
+
+def _broken_rules(config: RunConfig, written: Written, refused: list[Keys]) -> list[tuple[Keys, Problem]]:
+    """What the rules find of the values that were not refused."""
+    a_phase_is_missing = any(keys[:1] == ("phases",) and len(keys) < 3 for keys in refused)
     found = []
     for rule in RULES:
-        for keys, message in rule(config):
-            place = _where_it_is_set(keys, written)
-            found.append(_placed(Problem(_path(place, written.values), message), place, written))
-    names = [str(keys[-1]) if "_" in str(keys[-1]) else dotted(keys[-2:]) for keys in refused]
-    return [problem for problem in found if not any(name in f"{problem.path} {problem.message}" for name in names)]
+        for index, message in rule.check(config):
+            compared = [keys for name in rule.compares for keys in _places_of(name, index)]
+            missing = index is not None and a_phase_is_missing
+            if not missing and not any(_touches(keys, bad) for keys in compared for bad in refused):
+                in_phase_first = sorted(compared, key=lambda keys: len(keys) < 4)
+                near = next((keys for keys in in_phase_first if keys in written.places), None)
+                keys = near or compared[-1 if rule.compares[0].startswith("phase.") else 0]
+                found.append((keys, _placed(Problem(_path(keys, written.values), message), keys, written)))
+    return found
 
 
-def _where_it_is_set(keys: Keys, written: Written) -> Keys:
-    """A phase's value is the run's where the phase has none of its own: that is the line to change."""
-    inherited = keys[0] == "phases" and len(keys) > 3 and keys[2] in OVERRIDABLE and keys not in written.places
-    return keys[2:] if inherited else keys
+def _places_of(name: str, index: int | None) -> list[Keys]:
+    """Where `training.learning_rate` can be written: in the run, and in the phase that is spoken of."""
+    section, _, key = name.partition(".")
+    if section == "phase":
+        return [("phases", index, key)] if index is not None else []
+    in_phase: list[Keys] = [("phases", index, section, key)] if index is not None and section in OVERRIDABLE else []
+    return [(section, key), *in_phase]
 
 
-def _take_out(values: Any, keys: Keys) -> None:
-    """Remove a refused value; what cannot be missing gets a stand-in, so that the rules can read the rest."""
-    *above, last = keys
-    for key in above:
-        values = values[key]
-    stand_ins = (
-        {"name": f"phase-{keys[1]}", "sources": ["?"], "path": "?"} if len(above) > 1 and above[0] == "phases" else {}
-    )
-    if last in stand_ins:
-        values[last] = stand_ins[str(last)]
-    elif isinstance(values, list):
-        del values[int(last)]
-    else:
-        values.pop(last, None)
+def _touches(keys: Keys, refused: Keys) -> bool:
+    """A refused value is what is compared, holds it, or is a part of it."""
+    return keys == refused[: len(keys)] or refused == keys[: len(refused)]
 
 
 # pydantic's findings in our words ------------------------------------------------------------------------------------
@@ -172,9 +185,11 @@ def _placed(problem: Problem, keys: Keys, written: Written) -> Problem:
     return Problem(problem.path, problem.message, written.places[near] if near is not None else "")
 
 
-def _by_place(problem: Problem) -> tuple[str, int, str]:
+def _by_place(problem: Problem) -> tuple[str, int, list[tuple[int, str]]]:
+    """By line, and by path as people count: item 9 before item 10."""
     name, _, line = problem.where.rpartition(":")
-    return (name, int(line), problem.path) if line.isdecimal() else (problem.where, 0, problem.path)
+    path = [(int(part) if part.isdecimal() else -1, part) for part in problem.path.split(".")]
+    return (name, int(line), path) if line.isdecimal() else (problem.where, 0, path)
 
 
 def _set_in(section: Section, keys: Keys) -> list[Keys]:

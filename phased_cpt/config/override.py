@@ -3,84 +3,77 @@
 from typing import Any
 
 from phased_cpt.config.allowed import nearest
+from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.read import COMMAND_LINE, Keys, Written, dotted, read_value
 from phased_cpt.config.schema import default_phases
-from phased_cpt.errors import ConfigError, InputError, Problem
+from phased_cpt.errors import InputError, Problem
 
 
-def override(written: Written, text: str) -> list[Problem]:
+def override(written: Written, text: str) -> list[tuple[Keys, Problem]]:
     """Apply one override; what is wrong with it is returned, and then nothing is changed."""
     address, equals, value_text = text.partition("=")
     if not equals or not address.strip():
-        return [_problem("", f"given {text!r}; allowed: section.key=value, such as training.learning_rate=5e-5")]
+        wanted = "section.key=value, such as training.learning_rate=5e-5"
+        return [((), Problem("", f"given {text!r}; allowed: {wanted}", COMMAND_LINE))]
     try:
-        keys = _address(address.strip().split("."), written.values)
         value = read_value(value_text)
-        _put(written.values, keys, value)
-    except ConfigError as error:
-        return list(error.problems)
+        keys = _put(written.values, _address(address.strip().split("."), written.values), value)
     except InputError as error:
-        return [_problem(address, str(error))]
+        return [((), Problem(address, str(error).removeprefix(f"{COMMAND_LINE}:1: "), COMMAND_LINE))]
     for stale in [place for place in written.places if place[: len(keys)] == keys]:
         del written.places[stale]
-    written.places.update(dict.fromkeys(_places_of(value, keys), COMMAND_LINE))
+    written.places.update(dict.fromkeys([_whole_value(keys), *_places_of(value, keys)], COMMAND_LINE))
+    for above in (keys[:depth] for depth in range(1, len(keys))):
+        written.places.setdefault(above, COMMAND_LINE)
     return []
 
 
-def _address(parts: list[str], values: dict[str, Any]) -> Keys:
-    """The keys that a dotted address means; a phase is called by its name or its index (0 is the first)."""
-    keys: Keys = tuple(int(part) if part.isdecimal() else part for part in parts)
+def _address(parts: list[str], values: dict[str, Any]) -> list[str]:
+    """A dotted address with its phase as an index; a phase is called by its name or its index (0 is the first)."""
     if parts[0] != "phases" or len(parts) == 1:
-        return keys
+        return parts
     if values.get("phases") is None:  # the phases that hold by default can be overridden too
         values["phases"] = [phase.model_dump(mode="json", exclude_unset=True) for phase in default_phases()]
     phases = values["phases"] if isinstance(values["phases"], list) else []
     names = [str(phase.get("name")) if isinstance(phase, dict) else "" for phase in phases]
     if parts[1] in names:
-        return ("phases", names.index(parts[1]), *keys[2:])
-    if isinstance(keys[1], int) and keys[1] < len(names):
-        return keys
-    raise InputError(
-        f"no phase {parts[1]!r}{nearest(parts[1], names)} (phases: {', '.join(names)}, or 0 to {len(names) - 1})"
-    )
+        return ["phases", str(names.index(parts[1])), *parts[2:]]
+    if parts[1].isdecimal() and int(parts[1]) < len(names):
+        return parts
+    hint = nearest(parts[1], names)
+    raise InputError(f"no phase {parts[1]!r}{hint} (phases: {', '.join(names)}, or 0 to {len(names) - 1})")
 
 
-def _put(values: dict[str, Any], keys: Keys, value: Any) -> None:
-    """Set one value; mappings that are not there yet are made, lists keep their length."""
+def _put(values: dict[str, Any], parts: list[str], value: Any) -> Keys:
+    """Set one value and return its keys; mappings that are not there yet are made, lists keep their length."""
     at: Any = values
-    for depth, key in enumerate(keys[:-1], start=1):
-        at = _inside(at, key, keys[: depth - 1])
-        if at is None:
-            at = _replace(values, keys[:depth])
-    _inside(at, keys[-1], keys[:-1])
-    at[keys[-1] if isinstance(at, list) else str(keys[-1])] = value
+    keys: Keys = ()
+    for part in parts[:-1]:
+        key = _key_in(at, part, keys)
+        if isinstance(at, dict) and at.get(key) is None:
+            at[key] = {}
+        at, keys = at[key], (*keys, key)
+    last = _key_in(at, parts[-1], keys)
+    at[last] = value
+    return (*keys, last)
 
 
-def _inside(at: Any, key: str | int, above: Keys) -> Any:
-    """What stands under a key, or why nothing can."""
+def _key_in(at: Any, part: str, above: Keys) -> str | int:
+    """What a part of an address means there: a key of a mapping, an index of a list, or nothing."""
     if isinstance(at, dict):
-        return at.get(str(key))
-    if isinstance(at, list):
-        if isinstance(key, int) and key < len(at):
-            return at[key]
-        raise InputError(f"{dotted(above)} is a list of {len(at)} and has no {key}; the first is 0")
-    raise InputError(f"{dotted(above)} is a single value and has no {key}; set {dotted(above)} itself")
+        return part
+    if not isinstance(at, list):
+        raise InputError(f"{dotted(above)} is a single value and has no {part}; set {dotted(above)} itself")
+    if part.isdecimal() and int(part) < len(at):
+        return int(part)
+    raise InputError(f"{dotted(above)} is a list of {len(at)} and has no {part}; the first is 0")
 
 
-def _replace(values: Any, keys: Keys) -> dict[str, Any]:
-    """Put an empty mapping where nothing stands yet."""
-    at = values
-    for key in keys[:-1]:
-        at = at[key]
-    at[keys[-1]] = {}
-    fresh: dict[str, Any] = at[keys[-1]]
-    return fresh
+def _whole_value(keys: Keys) -> Keys:
+    """The value that a deeper address changes: all of `data.where` came from the command line if a part of it did."""
+    return keys[: 2 if keys[0] != "phases" else 4 if len(keys) > 2 and keys[2] in OVERRIDABLE else 3]
 
 
 def _places_of(value: Any, keys: Keys) -> list[Keys]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [keys] + [place for key, child in children for place in _places_of(child, (*keys, key))]
-
-
-def _problem(address: str, message: str) -> Problem:
-    return Problem(address, message.removeprefix(f"{COMMAND_LINE}:1: "), COMMAND_LINE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from phased_cpt.errors import ConfigError, InputError, Problem
+from phased_cpt.errors import InputError, Problem
 
 Keys = tuple[str | int, ...]
 
@@ -23,14 +23,11 @@ MAX_BYTES = 2**22  # a configuration is written by hand; a data set given by mis
 MAX_VALUES = 100_000  # aliases are expanded while they are read: nine lines of them can stand for 10^9 values
 MAX_DEPTH = 40
 
+MAX_NUMBER = 2**63  # numbers beyond it overflow somewhere, long after the file was read
+
+_PLAIN = "plain"  # the tag of an unquoted scalar without a tag
 _STR, _MAP, _SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
-_NUMBER_LIKE = {
-    "tag:yaml.org,2002:int": "int",
-    "tag:yaml.org,2002:float": "float",
-    "tag:yaml.org,2002:bool": "bool",
-    "tag:yaml.org,2002:null": "null",
-}
-_WHOLE = re.compile(r"^[-+]?[0-9][0-9_]*$|^0x[0-9a-fA-F_]+$|^0o[0-7_]+$")
+_WHOLE = re.compile(r"^[-+]?[0-9][0-9_]*$|^0x[0-9a-fA-F][0-9a-fA-F_]*$|^0o[0-7][0-7_]*$")
 _REAL = re.compile(r"^[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*\.?[0-9_]*)(?:[eE][-+]?[0-9]+)?$")
 _NAMED = {"": None, "~": None, "null": None, "true": True, "false": False} | {
     f"{sign}.{name}": float(f"{sign}{name}") for sign in ("", "+", "-") for name in ("inf", "nan")
@@ -47,7 +44,7 @@ class Written:
 
     values: dict[str, Any]
     places: dict[Keys, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[tuple[Keys, Problem]] = field(default_factory=list)
 
 
 def read_file(path: Path) -> Written:
@@ -64,7 +61,10 @@ def read_file(path: Path) -> Written:
             f"{path}:1: {kind} stands at the top; sections such as `model:` and `phases:` are needed there"
         )
     walk = _Walk(str(path))
-    return Written(walk.value(root, ()), walk.places, walk.problems)
+    values = walk.value(root, ())
+    if not isinstance(values, dict):
+        raise InputError("\n".join(str(problem) for _, problem in walk.problems))
+    return Written(values, walk.places, walk.problems)
 
 
 def read_value(text: str) -> Any:
@@ -73,7 +73,7 @@ def read_value(text: str) -> Any:
     walk = _Walk(COMMAND_LINE)
     value = None if node is None else walk.value(node, ())
     if walk.problems:
-        raise ConfigError(walk.problems)
+        raise InputError("; ".join(problem.message for _, problem in walk.problems))
     return value
 
 
@@ -115,7 +115,7 @@ def _json_as_yaml(text: str, path: Path) -> str:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, Loader=yaml.BaseLoader)
+        return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -125,8 +125,17 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         raise InputError(f"{name}:{line}: the character U+{ord(text[error.position]):04X} is not allowed") from None
     except RecursionError:
         raise InputError(f"{name}: nested too deeply") from None
-    except ValueError as error:  # PyYAML trips over \\U00110000 and over %YAML 1.99…9
+    except (ValueError, OverflowError) as error:  # PyYAML trips over \\U00110000 and over %YAML 1.99…9
         raise InputError(f"{name}: not valid YAML: {error}") from None
+
+
+class _Loader(yaml.BaseLoader):
+    """Finds the structure, and leaves the meaning of unquoted scalars to us (and tells them from tagged ones)."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return _PLAIN
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
@@ -146,7 +155,7 @@ class _Walk:
     def __init__(self, name: str) -> None:
         self.name = name
         self.places: dict[Keys, str] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[tuple[Keys, Problem]] = []
         self._count = 0
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
@@ -160,7 +169,7 @@ class _Walk:
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ:
             return [self.value(item, (*keys, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and (node.tag == _STR or node.tag in _NUMBER_LIKE):
+        if isinstance(node, yaml.ScalarNode) and node.tag in (_PLAIN, _STR):
             return self._scalar(node, keys)
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         self._problem(node, keys, f"given the tag {tag}; allowed: plain values, nothing is built from a tag")
@@ -188,33 +197,39 @@ class _Walk:
             if _is_merge(key_node):
                 many = isinstance(value_node, yaml.SequenceNode)
                 for source in reversed(value_node.value if many else [value_node]):
-                    value = self.value(source, (*keys, "<<")) if isinstance(source, yaml.MappingNode) else None
-                    if value is None:
+                    value = self.value(source, (*keys, "<<"))
+                    if not isinstance(value, dict):
                         self._problem(key_node, keys, "given << with something that is not a mapping")
-                    inherited |= value or {}
-                for key in inherited:
-                    self.places.setdefault((*keys, key), self._place(key_node))
+                    else:
+                        inherited |= value
+        merged = (*keys, "<<")
+        for place in [place for place in self.places if place[: len(merged)] == merged]:
+            self.places.setdefault((*keys, *place[len(merged) :]), self.places.pop(place))
         return inherited
 
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
-        text = node.value
-        if node.style is not None and node.tag == _STR:
-            return _whole(text)
+        text = _whole(node.value)
+        if "\x00" in text:
+            self._problem(node, keys, "given a text with the character U+0000")
+            return None
         try:
-            return plain_scalar(text)
-        except ValueError:
+            value = plain_scalar(text) if node.tag == _PLAIN else text
+        except ValueError:  # more digits than Python converts
+            value = MAX_NUMBER + 1
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
             self._problem(node, keys, "given a number of too many digits")
             return None
+        return value
 
     def _problem(self, node: yaml.Node, keys: Keys, message: str) -> None:
-        self.problems.append(Problem(dotted(keys), message, self._place(node)))
+        self.problems.append((keys, Problem(dotted(keys), message, self._place(node))))
 
     def _place(self, node: yaml.Node) -> str:
         return self.name if self.name == COMMAND_LINE else f"{self.name}:{node.start_mark.line + 1}"
 
 
 def _is_merge(key: yaml.Node) -> bool:
-    return isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None
+    return isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.tag == _PLAIN
 
 
 def _whole(text: str) -> str:

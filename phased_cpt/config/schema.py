@@ -11,17 +11,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
-from phased_cpt.config.values import not_a_boolean, not_a_number, one_or_many, parse_size, path_as_source
+from phased_cpt.config.values import (
+    not_a_boolean,
+    not_a_number,
+    one_or_many,
+    parse_size,
+    path_as_source,
+    whole_number,
+)
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # No dots, and not digits alone, so that phases.<name>.… and phases.0.… cannot be confused.
 PHASE_NAME = r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$"
 
-Whole = Annotated[int, BeforeValidator(not_a_boolean)]
+Whole = Annotated[int, BeforeValidator(whole_number)]
 Real = Annotated[float, BeforeValidator(not_a_boolean)]
 # The limit comes first: behind a validator, or on an optional field, JSON Schema would not show it.
-Count = Annotated[int, Field(ge=0), BeforeValidator(not_a_boolean)]
-Natural = Annotated[int, Field(ge=1), BeforeValidator(not_a_boolean)]
+Count = Annotated[int, Field(ge=0), BeforeValidator(whole_number)]
+Natural = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(not_a_boolean)]
 Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(not_a_boolean)]
 Flag = Annotated[bool, BeforeValidator(not_a_number)]

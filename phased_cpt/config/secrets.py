@@ -8,11 +8,17 @@ from typing import Any
 from phased_cpt.config.read import Keys, dotted
 from phased_cpt.errors import Problem
 
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|token|access_?key|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bwandb_v\d+_[A-Za-z0-9_]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
-    r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
+# bos_token, pad_token and their like are part of a model's config; an access token says whose it is, or nothing.
+_SECRET_KEY = re.compile(
+    r"(^|_)(api_?key|access_?key|secret_?key|private_?key|wandb_key|secret|password|passwd|credentials?)$"
+    r"|^token$|(^|_)(api|access|auth|bearer|hf|hub|huggingface|wandb|github|gitlab)_?token$"
 )
+_SECRET_VALUE = re.compile(
+    r"(hf_|api_org_)[A-Za-z0-9]{20,}|wandb_v\d+_[A-Za-z0-9_]{20,}|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
+    r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY|(?<=://)[^/\s@]+(?=@)"
+)
+_WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # looks like a commit, too, so it counts only under a key that says wandb
 _VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -20,31 +26,34 @@ def secrets_in(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Problem]]:
     """Every secret in a tree of values, with its place and what to do instead."""
     if isinstance(value, dict):
         for key, child in value.items():
-            if _SECRET_VALUE.search(str(key)):
-                yield (*keys, key), _refusal(keys, key)
-            # A null or a switch is no secret; `tokens: 2e9` and `tokenizer:` do not match the pattern.
-            elif _SECRET_KEY.search(key) and not isinstance(child, bool | None):
-                yield (*keys, key), _refusal((*keys, key), key)
+            here = (*keys, key)
+            if scrubbed(str(key)) != str(key) or (_is_secret_key(key) and not isinstance(child, bool | None)):
+                yield here, _refusal(here, f"{key} {child}")
             else:
-                yield from secrets_in(child, (*keys, key))
+                yield from secrets_in(child, here)
     elif isinstance(value, list):
         for i, child in enumerate(value):
             yield from secrets_in(child, (*keys, i))
-    elif isinstance(value, str) and (_SECRET_VALUE.search(value) or _is_in_environment(value)):
-        yield keys, _refusal(keys, value)
+    elif scrubbed(str(value)) != str(value) or ("wandb" in dotted(keys) and _WANDB_KEY.fullmatch(str(value))):
+        yield keys, _refusal(keys, str(value))
 
 
-def _is_in_environment(value: str) -> bool:
-    return len(value) >= 8 and any(value == os.environ.get(name) for name in _VARIABLES)
+def scrubbed(text: str) -> str:
+    """A text without anything that looks like a secret, or is one that the environment holds."""
+    text = _SECRET_VALUE.sub("<secret>", text)
+    for value in filter(None, map(os.environ.get, _VARIABLES)):
+        text = text.replace(value, "<secret>") if len(value) >= 8 else text
+    return text
+
+
+def _is_secret_key(key: str) -> bool:
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()  # hfToken, api-key
+    return bool(_SECRET_KEY.search(snake))
 
 
 def _refusal(keys: Keys, hint: str) -> Problem:
-    path = dotted(keys)
-    about = f"{path} {hint}".lower()
+    path = scrubbed(dotted(keys))
+    about = f"{dotted(keys)} {hint}".lower()
     variable = "HF_TOKEN" if re.search(r"\bhf_|hugging|hub", about) else "WANDB_API_KEY" if "wandb" in about else ""
-    instead = (
-        f"`export {variable}=…`"
-        if variable
-        else "an environment variable (`export WANDB_API_KEY=…`, `export HF_TOKEN=…`)"
-    )
-    return Problem(path, f"given a secret (not shown); take it out of the file and set {instead} before the run")
+    instead = f"`export {variable}=…`" if variable else "an environment variable (WANDB_API_KEY, HF_TOKEN)"
+    return Problem(path, f"given a secret (not shown); take it out of the file and use {instead} instead")

@@ -13,7 +13,7 @@ UNITS = (
     }
     | {"B": 1}
 )
-_SIZE = re.compile(r"^([0-9_]+(?:\.[0-9]+)?)\s*([A-Za-z]*)$")
+_SIZE = re.compile(r"^([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)$")
 
 
 def not_a_boolean(given: Any) -> Any:
@@ -21,6 +21,13 @@ def not_a_boolean(given: Any) -> Any:
     if isinstance(given, bool):
         raise ValueError("a number is needed")
     return given
+
+
+def whole_number(given: Any) -> Any:
+    """A float beyond 2**53 is whole by accident (1e300); nothing here counts that far."""
+    if isinstance(given, float) and abs(given) > 2**53:
+        raise ValueError("a smaller number is needed")
+    return not_a_boolean(given)
 
 
 def not_a_number(given: Any) -> Any:

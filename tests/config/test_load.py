@@ -49,7 +49,7 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
         "run.yaml:13: phases.foundation.epoch: no such key here; did you mean epochs? (keys here: name, description, "
         "sources, eval_sources, max_steps, tokens, epochs, handover, replay, lora, data, training, evaluation)",
         "run.yaml:14: phases.1.name: given 'Foundation', and an earlier phase is called 'foundation'; "
-        "names must differ in more than case",
+        "names differ in more than case",
         "run.yaml:15: phases.Foundation.sources.0.wieght: no such key here; did you mean weight? "
         "(keys here: path, split, weight)",
         "run.yaml:15: phases.Foundation.sources.1: given 3; allowed: a mapping with the keys path, split, weight "
@@ -191,6 +191,13 @@ def test_problems_of_the_file_and_of_the_command_line_come_together(problems: Pr
 def test_a_rule_is_silent_about_a_value_that_is_refused_anyway(problems: Problems) -> None:
     found = problems(with_phases("data: {max_tokens: many, overlap_tokens: 2048}"))
     assert [problem.split(":")[2].strip() for problem in found] == ["data.max_tokens"]
+
+
+def test_many_wrong_items_of_a_list_are_each_told(problems: Problems) -> None:
+    found = problems(with_phases("lora: {target_modules: [a, b, c, d, e, f, g, h, i, 1, 2, k, 3]}"))
+    assert [problem.split(":")[2].strip() for problem in found] == [
+        "lora.target_modules.9", "lora.target_modules.10", "lora.target_modules.12",
+    ]  # fmt: skip
 
 
 def test_the_path_of_the_file_is_shown_as_it_was_given(write: Write, tmp_path: Path) -> None:

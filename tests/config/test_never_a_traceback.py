@@ -16,7 +16,7 @@ from phased_cpt.config.read import read_file
 from phased_cpt.errors import ConfigError, InputError
 from phased_cpt.plan import make_plan
 from phased_cpt.resolved import resolved_yaml
-from phased_cpt.tables import console, plan_facts, plan_table
+from phased_cpt.tables import plan_facts, plan_table, shown
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.requirement("C-04")
@@ -96,8 +96,7 @@ def test_a_shipped_run_with_odd_values_in_any_place(name: str, changes: list[tup
     loaded = answer(json.dumps(values).encode(), folder, "odd.yaml")
     if loaded:
         plan = make_plan(loaded)
-        with console().capture():
-            console().print(plan_table(plan))
+        shown(plan_table(plan))
         json.dumps(plan_facts(plan))
         (folder / "resolved.yaml").write_text(resolved_yaml(plan), encoding="utf-8")
         assert make_plan(load(folder / "resolved.yaml")).config.phases, "what is valid is valid when it is resolved"

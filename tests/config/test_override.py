@@ -43,6 +43,14 @@ def test_any_value_can_be_set(loaded: Load, override: str, get: Callable[..., ob
     assert get(loaded(text).config) != value, "it was not so before"
 
 
+def test_a_part_of_a_value_makes_all_of_it_the_command_lines(loaded: Load) -> None:
+    places = loaded(MINIMAL + "    data: {where: {type: commit}}", "data.where.007=x", "phases.0.data.where.a=b").places
+    assert places["data", "where"] == places["phases", 0, "data", "where"] == "--set"
+    assert places["data", "where", "type"] == "run.yaml:5"
+    config = loaded(MINIMAL, "data.where.007=x", "model.from_config.5.x=1", "model.name=null").config
+    assert (config.data.where, config.model.from_config) == ({"007": "x"}, {"5": {"x": 1}})
+
+
 def test_the_last_override_of_a_key_rules(loaded: Load) -> None:
     assert loaded(MINIMAL, "run.seed=1", "run.seed=2").config.run.seed == 2
 
@@ -69,7 +77,9 @@ def test_the_phases_of_the_defaults_can_be_overridden(loaded: Load) -> None:
                       "but got '<stream end>'"),
         ("lora.r=a: b: c", "--set: lora.r: a colon where none can stand; is the line above indented alike, "
                            "or does a text need quotes?"),
-        ("lora.r=!!python/name:os x", "--set: given the tag !!python/name:os; allowed: plain values, "
+        ("foo.bar.baz=1", "--set: foo: no such key here (keys here: run, model, lora, data, training, evaluation, tracking, "
+                          "checkpoint, merge, launch, phases)"),
+        ("lora.r=!!python/name:os x", "--set: lora.r: given the tag !!python/name:os; allowed: plain values, "
                                       "nothing is built from a tag"),
         ("lora.target_modules.0=x", "--set: lora.target_modules: given {'0': 'x'}; allowed: auto or a list of texts"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phased_cpt.config.read import plain_scalar, read_file, read_value
-from phased_cpt.errors import ConfigError, InputError
+from phased_cpt.errors import InputError
 from tests.conftest import Write
 
 pytestmark = pytest.mark.requirement("C-04")
@@ -39,6 +39,8 @@ pytestmark = pytest.mark.requirement("C-04")
         (".inf", math.inf),
         ("'1e-4'", "1e-4"),
         ('"1"', "1"),
+        ("!!str 1", "1"),
+        ("0x_", "0x_"),
         ("[1, a]", [1, "a"]),
         ("{a: 1}", {"a": 1}),
     ],
@@ -94,12 +96,14 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"run: {name: \xff}\n", "run.yaml:1: byte 12 is not UTF-8; save the file as UTF-8"),
         ("run: {}".encode("utf-16"), "run.yaml: the file is UTF-16; save it as UTF-8"),
         (b"run:\n  name: a\x00b\n", "run.yaml:2: the character U+0000 is not allowed"),
-        (BOMB.encode(), "run.yaml: more than 20,000 values once its aliases are followed"),
+        (BOMB.encode(), "run.yaml: more than 100,000 values once its aliases are followed"),
         (b"a: &a [*a]\n", "run.yaml:1: nested deeper than 40 levels, or an alias of itself"),
         (b"a: " + b"[" * 60 + b"]" * 60, "run.yaml:1: nested deeper than 40 levels"),
         (b"a: " + b"[" * 100_000, "run.yaml: nested too deeply"),
-        (b"#" + b" " * 2**20 + b"\n", "run.yaml: larger than 1,048,576 bytes"),
+        (b"#" + b" " * 2**22 + b"\n", "run.yaml: larger than 4,194,304 bytes"),
         (b"a: *nobody\n", "run.yaml:1: not valid YAML: found undefined alias"),
+        (b'"\\UFFFFFFFF": 1\n', "run.yaml: not valid YAML"),
+        (b"!foo {a: 1}\n", "run.yaml:1: given the tag !foo; allowed: plain values"),
     ],
 )
 def test_a_file_that_cannot_be_read_gets_its_own_message(write: Write, content: bytes, message: str) -> None:
@@ -138,7 +142,7 @@ def test_a_missing_file_and_a_folder_are_named(write: Write, tmp_path: Path) -> 
 def test_a_tag_builds_nothing_and_is_named(write: Write, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     written = read_file(write(f"run:\n  name: !!python/object/apply:os.system ['touch {canary}']\n"))
-    assert [str(p) for p in written.problems] == [
+    assert [str(problem) for _, problem in written.problems] == [
         "run.yaml:2: run.name: given the tag !!python/object/apply:os.system; "
         "allowed: plain values, nothing is built from a tag"
     ]
@@ -147,29 +151,50 @@ def test_a_tag_builds_nothing_and_is_named(write: Write, tmp_path: Path) -> None
     assert canary.exists(), "the canary would have shown it"
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("seed: !!int 5", "given the tag !!int; allowed: plain values, nothing is built from a tag"),
+        ("seed: 99999999999999999999", "given a number of too many digits"),
+        (f"seed: {'9' * 5000}", "given a number of too many digits"),
+        (f"seed: 0x{'f' * 5000}", "given a number of too many digits"),
+        ('name: "a\\0b"', "given a text with the character U+0000"),
+        ("[a, b]: 1", "given a list or a mapping as a key; allowed: a text"),
+        ("<<: [1]", "given << with something that is not a mapping"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_and_the_rest_is_read(write: Write, line: str, problem: str) -> None:
+    written = read_file(write(f"run:\n  {line}\n  dir: here\n"))
+    assert [found.message for _, found in written.problems] == [problem]
+    assert written.problems[0][1].where == "run.yaml:2"
+    assert written.values["run"]["dir"] == "here"
+
+
 def test_a_key_given_twice_names_both_lines(write: Write) -> None:
     written = read_file(write("run: {seed: 1}\nmodel: {name: x}\nrun: {seed: 2}\n"))
-    assert [str(p) for p in written.problems] == ["run.yaml:3: run: given twice; first at run.yaml:1"]
+    assert [str(problem) for _, problem in written.problems] == ["run.yaml:3: run: given twice; first at run.yaml:1"]
     assert written.values["run"] == {"seed": 1}
 
 
 def test_a_value_of_the_command_line_is_held_to_the_same(write: Write) -> None:
-    with pytest.raises(ConfigError, match="given the tag !!python/name:os"):
+    with pytest.raises(InputError, match="given the tag !!python/name:os"):
         read_value("!!python/name:os.system x")
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
+KEYS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=200)
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(10**20), 10**20)
+    | st.integers(-(2**63), 2**63)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=200), children, max_size=4),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(KEYS, children, max_size=4),
     max_leaves=12,
 )
 
 
-@given(values=st.dictionaries(st.text(max_size=200), JSON_VALUES, max_size=4), ascii_only=st.booleans())
+@given(values=st.dictionaries(KEYS, JSON_VALUES, max_size=4), ascii_only=st.booleans())
 def test_json_reads_as_the_values_that_were_written(
     values: dict[str, object], ascii_only: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

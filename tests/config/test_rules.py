@@ -26,17 +26,17 @@ CASES: dict[str, tuple[str, str, str]] = {
     "remote_code_is_pinned": (
         "model: {name: org/m, trust_remote_code: true, revision: main}\nphases: [{name: one, sources: a}]",
         "run.yaml:1: model.trust_remote_code: given true without a pinned model.revision; "
-        "set it to the whole commit (40 digits) that you have read",
+        "set it to the whole commit (40 digits) that you have read (a folder is written ./like/this)",
         f"model: {{name: org/m, trust_remote_code: true, revision: '{'0a' * 20}'}}\nphases: [{{name: one, sources: a}}]",
     ),
     "phase_names_differ": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: One, sources: a}",
-        "run.yaml:4: phases.1.name: given 'One', and an earlier phase is called 'one'; names must differ in more than case",
+        "run.yaml:4: phases.1.name: given 'One', and an earlier phase is called 'one'; names differ in more than case",
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a}",
     ),
     "overlap_fits_the_window": (
         "model: {name: m}\ndata: {max_tokens: 1024}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: data.overlap_tokens: overlap_tokens is 2048 and max_tokens 1024; a window must move on: "
+        "run.yaml:2: data.max_tokens: overlap_tokens is 2048 and max_tokens 1024; a window must move on: "
         "overlap_tokens below max_tokens (max_tokens / 16 is usual)",
         "model: {name: m}\ndata: {max_tokens: 1024, overlap_tokens: 64}\nphases: [{name: one, sources: a}]",
     ),
@@ -57,8 +57,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "four_bits_store_as_zero3_needs": (
         "model: {name: m, use_4bit: true, bnb_4bit_quant_storage: uint8}\ntraining: {deepspeed: zero3}\n"
         "phases: [{name: one, sources: a}]",
-        "run.yaml:2: training.deepspeed: ZeRO-3 shards 4-bit weights only as bnb_4bit_quant_storage = precision; "
-        "given uint8 and bf16; leave bnb_4bit_quant_storage at auto, or use deepspeed: zero2",
+        "run.yaml:2: training.deepspeed: ZeRO-3 shards 4-bit weights only as bnb_4bit_quant_storage = precision, "
+        "not uint8 beside bf16; leave bnb_4bit_quant_storage at auto, or use deepspeed: zero2",
         "model: {name: m, use_4bit: true}\ntraining: {deepspeed: zero3}\nphases: [{name: one, sources: a}]",
     ),
     "four_bits_are_frozen": (
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     ),
     "deepspeed_file_is_known": (
         "model: {name: m}\ntraining: {deepspeed: zero4}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: training.deepspeed: deepspeed is 'zero4'; allowed: auto, zero2, zero2_offload, zero3, zero3_offload, "
+        "run.yaml:2: training.deepspeed: given 'zero4'; allowed: auto, zero2, zero2_offload, zero3, zero3_offload, "
         "or the path of a .json file; did you mean zero3?",
         "model: {name: m}\ntraining: {deepspeed: my/zero4.json}\nphases: [{name: one, sources: a}]",
     ),
@@ -77,39 +77,45 @@ CASES: dict[str, tuple[str, str, str]] = {
         "model: {name: m}\nlaunch: {num_gpus: 4}\ntraining: {micro_batch_size: 2, global_batch_size: 20}\n"
         "phases: [{name: one, sources: a}]",
         "run.yaml:3: training.global_batch_size: global_batch_size 20 is no multiple of micro_batch_size 2 × num_gpus 4; "
-        "the nearest are 16 and 24",
+        "near it: 16 and 24",
         "model: {name: m}\nlaunch: {num_gpus: 5}\ntraining: {micro_batch_size: 2, global_batch_size: 20}\n"
         "phases: [{name: one, sources: a}]",
     ),
     "continued_adapters_keep_their_shape": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {r: 8, dropout: 0.2}}",
-        "run.yaml:4: phases.two.lora.r: lora.r is 8, but this phase goes on with one's adapter, which has 128; "
+        "run.yaml:4: phases.two.lora: lora.r is 8, but this phase goes on with one's adapter, which has 128; "
         "take it out, or end one with `handover: merge`",
         "model: {name: m}\nphases:\n  - {name: one, sources: a, handover: merge}\n  - {name: two, sources: a, lora: {r: 8}}",
     ),
     "full_training_starts_from_a_base": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {enabled: false}}",
-        "run.yaml:4: phases.two.lora.enabled: lora.enabled is false, and two is to go on with an adapter; "
-        "begin it from a base: one with `handover: merge`",
+        "run.yaml:4: phases.two.lora.enabled: lora.enabled is false, but two is to go on with an adapter; "
+        "to begin from a base, end one with `handover: merge`",
         "model: {name: m}\nphases:\n  - {name: one, sources: a, lora: {enabled: false}}\n  - {name: two, sources: a}",
     ),
     "assistant_loss_needs_messages": (
         "model: {name: m}\ndata: {assistant_only_loss: true, text_field: text}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: data.assistant_only_loss: assistant_only_loss needs chat data, and text_field 'text' is raw text; "
+        "run.yaml:2: data.assistant_only_loss: assistant_only_loss needs chat data, and text_field text is raw text; "
         "set text_field: messages, or take it out",
         "model: {name: m}\ndata: {assistant_only_loss: true, text_field: messages}\nphases: [{name: one, sources: a}]",
     ),
     "replay_draws_from_earlier_phases": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, replay: {tow: 0.1}}",
-        "run.yaml:4: phases.two.replay.tow: no phase before two is called 'tow'; allowed: one",
+        "run.yaml:4: phases.two.replay: no phase before two is called 'tow'; allowed: one",
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, replay: {one: 0.1}}",
     ),
     "patience_needs_held_out_documents": (
         "model: {name: m}\ndata: {eval_share: 0}\nevaluation: {patience: 3}\nphases: [{name: one, sources: a}]",
         "run.yaml:3: evaluation.patience: patience needs held-out documents, and eval_share is 0; "
-        "raise eval_share or give eval_sources",
+        "raise it, or give eval_sources",
         "model: {name: m}\ndata: {eval_share: 0}\nevaluation: {patience: 3}\n"
         "phases: [{name: one, sources: a, eval_sources: b}]",
+    ),
+    "merged_model_has_a_place_of_its_own": (
+        "model: {name: m}\nmerge: {output_dir: ./phase1_one/merged}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: merge.output_dir: given './phase1_one/merged', which the run needs for itself; "
+        "allowed: another name in the run folder, or an absolute path",
+        "model: {name: m}\nmerge: {output_dir: out/phase1_one}\nphases: [{name: one, sources: a}]",
     ),
 }
 
@@ -123,7 +129,7 @@ def test_a_broken_rule_says_what_and_where_and_what_mends_it(problems: Problems,
 
 
 def test_every_rule_has_a_case() -> None:
-    assert [rule.__name__ for rule in RULES] == list(CASES)
+    assert [rule.check.__name__ for rule in RULES] == list(CASES)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +151,8 @@ def test_every_rule_has_a_case() -> None:
         ),
         (
             "model: {name: m, adapter: old}\nphases: [{name: one, sources: a, lora: {enabled: false}}]",
-            "phases.one.lora.enabled: lora.enabled is false, and one is to go on with an adapter; "
-            "begin it from a base: without model.adapter",
+            "phases.one.lora.enabled: lora.enabled is false, but one is to go on with an adapter; "
+            "to begin from a base, take model.adapter out",
         ),
     ],
 )
@@ -161,5 +167,57 @@ def test_a_value_that_several_phases_inherit_is_refused_once_where_it_stands(pro
     assert [problem.split(":")[:3] for problem in found] == [["run.yaml", "3", " training.deepspeed"]]
 
 
-def test_an_adapter_that_goes_on_may_change_its_dropout(loaded: Load) -> None:
-    assert loaded("model: {name: m}\nphases: [{name: a, sources: a}, {name: b, sources: a, lora: {dropout: 0}}]")
+@pytest.mark.parametrize(
+    "phases",
+    [
+        "{name: a, sources: a}, {name: b, sources: a, lora: {dropout: 0}}",
+        "{name: a, sources: a, lora: {r: 8}}, {name: b, sources: a}",
+        "{name: a, sources: a, lora: {target_modules: [q, v]}}, {name: b, sources: a, lora: {target_modules: [v, q]}}",
+        "{name: a, sources: a, data: {max_tokens: 64, chunk_long_samples: false}}",
+        "{name: a, sources: a.json, data: {assistant_only_loss: true, text_field: conversations}}",
+    ],
+    ids=[
+        "dropout is free",
+        "settings go on with the adapter",
+        "order says nothing",
+        "nothing is cut",
+        "a field of chats",
+    ],
+)
+def test_what_is_right_is_not_refused(loaded: Load, phases: str) -> None:
+    assert loaded(f"model: {{name: m}}\nphases: [{phases}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        # What is refused elsewhere does not hide a broken rule …
+        ("name: m", ["model.name", "name"]),
+        ("steps: 5\nmodel: {name: m}\nphases: [{name: a, sources: a, max_steps: 5, training: {warmup_steps: 9}}]",
+         ["steps", "phases.a.training.warmup_steps"]),
+        ("model: {name: m}\nevaluation: {micro_batch_size: 0}\ntraining: {micro_batch_size: 3, global_batch_size: 16}",
+         ["evaluation.micro_batch_size", "training.global_batch_size"]),
+        ("model: {name: m}\nphases:\n- {name: a, sources: a, training: {warmup_steps: -1}}\n"
+         "- {name: b, sources: a, max_steps: 5, training: {warmup_steps: 9}}",
+         ["phases.a.training.warmup_steps", "phases.b.training.warmup_steps"]),
+        ("phases: [{name: a, sources: [5]}]", ["model.name", "phases.a.sources.0"]),
+        # … and a rule is silent about what is refused, in whole or in part.
+        ("model: {name: !x y}\nphases: [{name: a, sources: a}]", ["model.name"]),
+        ("model: {name: m}\ndata: {max_tokens: 64, max_tokens: 4096}", ["data.max_tokens"]),
+        ("model: {name: m}\nlora: {r: 8}\nphases:\n- {name: a, sources: a, lora: {r: 16}}\n- {name: b, sources: a, lora: 16}",
+         ["phases.b.lora"]),
+        ("model: {name: m}\ntraining: {warmup_steps: 20}\nphases: [{name: a, sources: a, max_steps: 10, training: 5}]",
+         ["phases.a.training"]),
+        ("model: {name: m}\nphases: [3, {name: a, sources: a, replay: {b: 0.1}}]", ["phases.0"]),
+    ],
+)  # fmt: skip
+def test_rules_and_refused_values_do_not_get_in_each_others_way(
+    problems: Problems, text: str, paths: list[str]
+) -> None:
+    assert [problem.split(": ")[1] for problem in problems(text)] == paths
+
+
+def test_a_rule_points_at_what_was_written_in_the_phase_before_the_run(problems: Problems) -> None:
+    lines = "model: {name: m}\ndata:\n  packing: pad\n  max_tokens: 4096\nphases:\n- name: a\n  sources: a\n"
+    assert problems(lines + "  data: {max_tokens: 512}")[0].startswith("run.yaml:8: phases.a.data.max_tokens: overlap")
+    assert problems(lines.replace("4096", "512"))[0].startswith("run.yaml:4: data.max_tokens: overlap_tokens is 2048")

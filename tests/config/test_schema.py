@@ -16,14 +16,14 @@ from tests.conftest import REPOSITORY
 # Keys that nothing reads yet, by the work that will read them. A key leaves this list when its reader lands: the test
 # below fails for a key that is read and still listed, and for one that is neither read nor listed.
 AWAITED = {
-    "data": "data.where data.overlap_loss data.chunk_long_samples data.shuffle data.eval_max_tokens data.split_seed "
+    "data": "data.where data.overlap_loss data.shuffle data.eval_max_tokens data.split_seed "
     "data.parse_special_tokens data.tokenizer_backend data.on_bad_record data.max_bad_share data.max_line_bytes "
     "source.split source.weight model.tokenizer",
     "train": "model.attention training.optimizer training.weight_decay training.max_grad_norm training.loss "
     "training.gradient_checkpointing evaluation.micro_batch_size evaluation.publish tracking.wandb wandb.enabled "
     "wandb.project wandb.entity wandb.mode tracking.tensorboard tensorboard.enabled phase.handover",
     "checkpoints": "checkpoint.every_steps checkpoint.keep checkpoint.keep_published",
-    "merge": "merge.enabled merge.output_dir merge.max_shard_size merge.dtype",
+    "merge": "merge.enabled merge.max_shard_size merge.dtype",
 }
 
 

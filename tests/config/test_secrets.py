@@ -24,12 +24,17 @@ CANARY = "hf_" + "Kj3x9QpLm2Vb7Tz8Wd4R"
         (f"data: {{where: {{a: [b, {CANARY}]}}}}", "data.where.a.1", "`export HF_TOKEN=…`"),
         ("model: {name: 'https://me:secret@host/m'}", "model.name", "an environment variable"),
         ("password: 123", "password", "an environment variable"),
+        ("run: {name: a, hfToken: abc}", "run.hfToken", "an environment variable"),
+        ("data: {where: {api-key: abc}}", "data.where.api-key", "an environment variable"),
+        (f"tracking: {{wandb: {'0a' * 20}}}", "tracking.wandb", "`export WANDB_API_KEY=…`"),
+        ("run: {output_dir: 's3://:secret@host/x'}", "run.output_dir", "an environment variable"),
+        (f"lora: {{target_modules: [a, {CANARY}, b]}}", "lora.target_modules.1", "`export HF_TOKEN=…`"),
     ],
 )
 def test_a_secret_is_refused_with_the_variable_to_use(problems: Problems, line: str, path: str, variable: str) -> None:
     text = with_phases(line) if not line.startswith("model") else f"{line}\nphases: [{{name: one, sources: a}}]"
     found = [problem for problem in problems(text) if "secret" in problem]
-    place = f"run.yaml:{text.splitlines().index(line) + 1}: {path}: given a secret (not shown); take it out of the file"
+    place = f"run.yaml:{text.splitlines().index(line) + 1}: {path}: given a secret (not shown); take it out of the file and use "
     assert len(found) == 1
     assert found[0].startswith(place)
     assert variable in found[0]
@@ -46,13 +51,21 @@ def test_a_secret_is_refused_with_the_variable_to_use(problems: Problems, line: 
         ("model: {name: m}", f"tracking.wandb.api_key={CANARY}"),
         (f"model: {{name: m, token: {CANARY}}}", "model.token.x=1"),
         (f"model: {{name: m, token: {CANARY}, token: {CANARY}}}", None),
+        (f"data: {{max_tokens: [{CANARY}, x, {CANARY}, y]}}", None),
+        (f"phases: [{CANARY}, {CANARY}, 5]", None),
+        (f"phases: [{{name: {CANARY}, sources: x}}]", "phases.zz.epochs=1"),
+        ("model: {name: m}", CANARY),
+        ("model: {name: m}", f"model.name.{CANARY}=1"),
+        ("model: {name: m}", f"phases.{CANARY}.epochs=1"),
+        (f"model: {{name: *{CANARY}}}", None),
+        (f"model: {{name: !{CANARY} x}}", None),
+        (f"{CANARY}: {{[a]: b}}", None),
     ],
 )
 def test_a_secret_is_never_repeated(write: Write, call: Call, verb: list[str], text: str, override: str | None) -> None:
     write(text)
     answer = call(*verb, "-c", "run.yaml", *(["--set", override] if override else []))
     assert answer.code == 2
-    assert "secret" in answer.err
     assert CANARY not in answer.out + answer.err
 
 
@@ -64,10 +77,18 @@ def test_the_value_of_a_known_variable_is_recognised(problems: Problems, monkeyp
     assert found[0].startswith("run.yaml:3: run.output_dir: given a secret (not shown)")
 
 
+def test_a_known_value_is_scrubbed_from_any_message(write: Write, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "my-own-password")
+    write("model: {name: m}")
+    answer = call("plan", "-c", "run.yaml", "--set", "lora.r=x my-own-password")
+    assert answer.code == 2
+    assert "my-own-password" not in answer.err
+
+
 def test_innocent_words_are_no_secrets(loaded: Callable[..., Loaded]) -> None:
     config = loaded("""\
         model: {name: org/token-classifier, tokenizer: secret-garden}
-        data: {max_tokens: 64, overlap_tokens: 8, where: {author: sk-learn, kind: password reset}}
+        data: {max_tokens: 64, overlap_tokens: 8, where: {author: sk-learn, kind: password reset, pad_token: x}}
         phases: [{name: one, sources: a, tokens: 1000}]
     """).config
     assert config.model.tokenizer == "secret-garden"

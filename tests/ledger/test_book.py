@@ -414,7 +414,7 @@ class TestStatus:
         assert rows == [["1", "foundation", "done"], ["2", "evolution", "interrupted"], ["3", "pr_mastery", "pending"]]
         facts = json.loads(call("status", "--run-dir", str(run_dir.root), "--json").out)
         assert (facts["state"], facts["holder"], facts["attempts"]) == ("interrupted", None, 1)
-        assert [phase["state"] for phase in facts["phases"]] == ["done", "running", "pending"]
+        assert [phase["state"] for phase in facts["phases"]] == ["done", "interrupted", "pending"]
 
     def test_it_finds_the_newest_run_of_a_configuration_or_of_all(self, plan: MakePlan, call: Call) -> None:
         for name in ("tales-20260101_000000", "other-20260102_000000"):

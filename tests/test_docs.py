@@ -1,0 +1,60 @@
+"""What the pages say is held against what is there."""
+
+import re
+
+import pytest
+
+from tests.conftest import REPOSITORY, Answer, Call, Write
+
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deepspeed_configs/README.md", "docs/decisions/README.md"]
+
+
+def test_every_module_is_on_the_map() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    modules = {path.name for path in (REPOSITORY / "phased_cpt").rglob("*.py") if not path.name.startswith("__")}
+    assert len(modules) > 15
+    assert sorted(name for name in modules if name not in readme) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = REPOSITORY / page
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_decision_is_on_its_page() -> None:
+    folder = REPOSITORY / "docs/decisions"
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_tests_that_are_named_exist() -> None:
+    names = re.findall(r"`(test_\w+)`", (REPOSITORY / "CONTRIBUTING.md").read_text())
+    tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert len(names) > 6
+    assert [name for name in names if f"def {name}(" not in tests] == []
+
+
+def readme_run(write: Write) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    write(blocks[0])
+
+
+def test_the_curriculum_of_the_readme_and_its_commands_work(write: Write, call: Call) -> None:
+    readme_run(write)
+    shell = re.findall(r"^phased-cpt (.*?)(?: \||\s+#|$)", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    answers: dict[str, Answer] = {typed: call(*typed.split()) for typed in shell}
+    assert len(answers) == 6
+    assert {typed: answer.code for typed, answer in answers.items() if answer.code} == {"status": 2}, "no run yet"
+
+
+def test_the_mistakes_of_the_readme_are_told_as_it_says(write: Write, call: Call) -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    promised = re.findall(r"^run\.yaml:\d+: .*", readme, re.MULTILINE)
+    text = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0]
+    write(text.replace("    epochs: 3", "    epoch: 3").replace("learning_rate: 5e-5", "learning_rate: 5"))
+    told = call("plan", "-c", "run.yaml").err.splitlines()
+    assert len(told) == len(promised) == 2
+    for line, promise in zip(told, promised, strict=True):
+        assert line.startswith(promise.partition("…")[0].rstrip(", "))
