@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from phased_cpt.config.read import Keys, dotted
-from phased_cpt.errors import Problem
 
 # bos_token, pad_token and their like are part of a model's config; an access token says whose it is, or nothing.
 _SECRET_KEY = re.compile(
@@ -22,20 +21,20 @@ _WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # looks like a commit, too, so it coun
 _VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-def secrets_in(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Problem]]:
-    """Every secret in a tree of values, with its place and what to do instead."""
+def secrets_in(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """The place of every secret in a tree of values, and what to do instead."""
     if isinstance(value, dict):
         for key, child in value.items():
             here = (*keys, key)
             if scrubbed(str(key)) != str(key) or (_is_secret_key(key) and not isinstance(child, bool | None)):
-                yield here, _refusal(here, f"{key} {child}")
+                yield here, _instead(here, child)
             else:
                 yield from secrets_in(child, here)
     elif isinstance(value, list):
         for i, child in enumerate(value):
             yield from secrets_in(child, (*keys, i))
     elif scrubbed(str(value)) != str(value) or ("wandb" in dotted(keys) and _WANDB_KEY.fullmatch(str(value))):
-        yield keys, _refusal(keys, str(value))
+        yield keys, _instead(keys, value)
 
 
 def scrubbed(text: str) -> str:
@@ -51,9 +50,8 @@ def _is_secret_key(key: str) -> bool:
     return bool(_SECRET_KEY.search(snake))
 
 
-def _refusal(keys: Keys, hint: str) -> Problem:
-    path = scrubbed(dotted(keys))
-    about = f"{dotted(keys)} {hint}".lower()
+def _instead(keys: Keys, value: Any) -> str:
+    about = f"{dotted(keys)} {value}".lower()
     variable = "HF_TOKEN" if re.search(r"\bhf_|hugging|hub", about) else "WANDB_API_KEY" if "wandb" in about else ""
-    instead = f"`export {variable}=…`" if variable else "an environment variable (WANDB_API_KEY, HF_TOKEN)"
-    return Problem(path, f"given a secret (not shown); take it out of the file and use {instead} instead")
+    use = f"`export {variable}=…`" if variable else "an environment variable (WANDB_API_KEY, HF_TOKEN)"
+    return f"given a secret (not shown); take it out of the file and use {use} instead"

@@ -1,0 +1,78 @@
+"""What is wrong with a configuration, in our words: where, what was given, what is allowed, did you mean …"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from phased_cpt.config.allowed import allowed, choices_at, keys_at, nearest, takes_text
+from phased_cpt.config.read import Keys, Written, dotted
+from phased_cpt.config.secrets import scrubbed
+from phased_cpt.errors import Problem
+
+
+def refused_by_schema(error: ValidationError, written: Written) -> dict[Keys, Problem]:
+    """pydantic's findings, one for each place."""
+    found: dict[Keys, Problem] = {}
+    for detail in error.errors(include_url=False, include_context=False):
+        keys, value = _locate(detail["loc"], written.values)
+        if detail["type"] == "missing":
+            keys = (*keys, detail["loc"][-1])
+            message = f"nothing given; needed: {allowed(keys)}"
+        elif detail["type"] == "extra_forbidden":
+            known = keys_at(keys[:-1])
+            message = f"no such key here{nearest(keys[-1], known)} (keys here: {', '.join(known)})"
+        else:
+            message = _wrong_value(keys, value)
+        found.setdefault(keys, placed(message, keys, written))
+    # A list that has lost a bad item is "too short" to pydantic: only the innermost finding is the user's.
+    return {keys: problem for keys, problem in found.items() if not any(_is_inside(other, keys) for other in found)}
+
+
+def _locate(loc: tuple[int | str, ...], at: Any) -> tuple[Keys, Any]:
+    """The part of pydantic's location that is a place in the file (it also names validators and union members)."""
+    keys: Keys = ()
+    for key in loc:
+        if key in (at if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ()):
+            at, keys = at[key], (*keys, key)
+    return keys, at
+
+
+def _wrong_value(keys: Keys, value: Any) -> str:
+    hint = nearest(value, choices_at(keys)) if isinstance(value, str) else ""
+    if isinstance(value, int | float) and takes_text(keys):
+        hint = "; put it in quotes to make it a text"
+    return f"given {_shown(value)}; allowed: {allowed(keys)}{hint}"
+
+
+def placed(message: str, keys: Keys, written: Written) -> Problem:
+    """A problem at the place of its value, or of the nearest thing in it or around it that was written."""
+    inside = (place for place in written.places if _is_inside(place, keys))
+    around = (keys[:n] for n in range(len(keys), -1, -1))
+    near = next((place for place in (keys, *inside, *around) if place in written.places), None)
+    return Problem(scrubbed(_path(keys, written.values)), message, written.places[near] if near is not None else "")
+
+
+def by_place(problem: Problem) -> tuple[str, int, list[tuple[int, str]]]:
+    """By line, and by path as people count: item 9 before item 10."""
+    name, _, line = problem.where.rpartition(":")
+    path = [(int(part) if part.isdecimal() else -1, part) for part in problem.path.split(".")]
+    return (name, int(line), path) if line.isdecimal() else (problem.where, 0, path)
+
+
+def _path(keys: Keys, values: Any) -> str:
+    """phases.evolution.training.learning_rate, as --set takes it; a name that is itself in question is not used."""
+    if len(keys) > 2 and keys[0] == "phases" and keys[2] != "name":
+        name = values["phases"][keys[1]].get("name")
+        return dotted(("phases", name if isinstance(name, str) else keys[1], *keys[2:]))
+    return dotted(keys)
+
+
+def _is_inside(keys: Keys, outer: Keys) -> bool:
+    return len(keys) > len(outer) and keys[: len(outer)] == outer
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
