@@ -1,15 +1,22 @@
 """What many tests share: a folder of their own, files written on the page, and the command line called in-process."""
 
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 
 from phased_cpt.cli import main
 from phased_cpt.config import Loaded, load
 from phased_cpt.errors import ConfigError
+
+# No deadlines: the machine is shared. CI tries the same examples every time, people others at each call.
+settings.register_profile("people", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "people")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -84,7 +84,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     name=st.sampled_from(sorted(SHIPPED)),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(ODD_VALUES)), min_size=1, max_size=4),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_shipped_run_with_odd_values_in_any_place(name: str, changes: list[tuple[int, Any]], folder: Path) -> None:
     values = copy.deepcopy(SHIPPED[name])
     for where, odd in changes:
@@ -103,7 +103,7 @@ def test_a_shipped_run_with_odd_values_in_any_place(name: str, changes: list[tup
 
 
 @given(name=st.sampled_from(sorted(SHIPPED)), seed=st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_shipped_run_with_lines_lost_doubled_and_swapped(name: str, seed: int, folder: Path) -> None:
     lines = (REPOSITORY / f"configs/{name}.yaml").read_text().splitlines()
     chance = random.Random(seed)

@@ -184,11 +184,7 @@ def test_a_value_of_the_command_line_is_held_to_the_same(write: Write) -> None:
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=200)
 JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXTS,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda children: st.lists(children, max_size=4) | st.dictionaries(KEYS, children, max_size=4),
     max_leaves=12,
 )

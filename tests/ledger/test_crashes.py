@@ -138,7 +138,7 @@ def _reopened(run_dir: RunDir) -> Ledger:
 
 
 @given(stops=st.lists(st.integers(1, 60), max_size=6))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_series_of_crashes_ends_in_the_same_run(
     stops: list[int], plan: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
