@@ -58,3 +58,12 @@ def test_the_mistakes_of_the_readme_are_told_as_it_says(write: Write, call: Call
     assert len(told) == len(promised) == 2
     for line, promise in zip(told, promised, strict=True):
         assert line.startswith(promise.partition("…")[0].rstrip(", "))
+
+
+@pytest.mark.requirement("C-03")
+def test_the_python_of_the_readme_works(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (
+        capsys.readouterr().out == "Batch(rows=24, micro_batch_size=1, accumulation=6, ranks=4) 7.142857142857143e-06\n"
+    )
