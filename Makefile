@@ -46,5 +46,5 @@ schema: install
 	$(BIN)/python tools/reference.py
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
