@@ -14,20 +14,31 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from phased_cpt import __version__
-from phased_cpt.config import Loaded, load
+from phased_cpt.config import Loaded, from_record, load
 from phased_cpt.config.allowed import nearest, schema
 from phased_cpt.config.schema import Run
 from phased_cpt.config.secrets import scrubbed
 from phased_cpt.config.shipped import shipped_folder, shipped_names
 from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, read_record, reconcile
+from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, next_archive, read_record, reconcile
 from phased_cpt.plan import Plan, make_plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.run_dir import RunDir
 from phased_cpt.tables import config_facts, plan_facts, plan_table, shown, status_facts, status_table
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", help=__doc__)
-config_app = typer.Typer(no_args_is_help=True, help="The configuration: its schema, and what it resolves to.")
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP_OPTIONS,
+    help="Teach a language model in stages: one YAML lists the phases, each starts from what the one before published.",
+    epilog="Begin with: phased-cpt plan -c demo",
+)
+config_app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=_HELP_OPTIONS,
+    help="The configuration: its schema, and what it resolves to.",
+)
 app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[
@@ -56,20 +67,26 @@ def run(
     run_dir: RunFolder = None,
     new: Annotated[bool, typer.Option("--new", help="Start another run, whatever there is.")] = False,
     redo_from: Annotated[str | None, typer.Option(metavar="PHASE", help="Train from this phase on again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, show, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the curriculum, or go on with it (the default verb)."""
     planned = _plan(config, set_, run_dir)
     chosen = choose_run_dir(planned, new=new)
     record = read_record(chosen)
     if record is None and redo_from:
-        raise InputError(f"--redo-from: no run has begun in {chosen.root}; leave it out")
-    _print(plan_table(planned))
-    _print(status_table(chosen, record and reconcile(record, planned, redo_from), holder_of(chosen)))
+        raise InputError("--redo-from: no run has begun yet that could be redone; leave it out")
+    would_be = record and reconcile(record, planned, redo_from, next_archive(chosen))
+    facts = chosen, would_be, holder_of(chosen)
+    if as_json:
+        _print({"plan": plan_facts(planned), "run": status_facts(*facts)})
+    else:
+        _print(plan_table(planned))
+        _print(status_table(*facts))
     if not dry_run:
-        raise PhasedCptError(
-            "this version plans and checks, it does not train yet: nothing was written (--dry-run shows no such line)"
-        )
+        raise PhasedCptError("this version does not train yet, and nothing was written; `run --dry-run` shows the same")
 
 
 @app.command()
@@ -77,14 +94,17 @@ def status(
     config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False
 ) -> None:
     """Show how far a run has come; of the newest run, if none is named."""
+    planned = (
+        _plan(config, set_, None) if config or set_ else None
+    )  # what is typed is read, also where it decides nothing
     if run_dir is not None:
         chosen = RunDir(run_dir)
-    elif config is not None:
-        chosen = choose_run_dir(_plan(config, set_, None))
     else:
-        chosen = newest_run(Path(Run().output_dir))
+        chosen = choose_run_dir(planned) if planned else newest_run(Path(Run().output_dir))
     if not chosen.root.is_dir():
-        raise InputError(f"{chosen.root}: no such run folder; name one with --run-dir, or its configuration with -c")
+        if planned and not run_dir:
+            raise InputError(f"no run of {config} has begun yet; `phased-cpt run -c {config}` begins one")
+        raise InputError(f"{chosen.root}: no such run folder; name another, or its configuration with -c")
     facts = chosen, read_record(chosen), holder_of(chosen)
     _print(status_facts(*facts) if as_json else status_table(*facts))
 
@@ -109,22 +129,31 @@ def _plan(config: Path | None, overrides: list[str] | None, run_dir: Path | None
 
 
 def _load(config: Path | None, overrides: list[str], run_dir: Path | None) -> Loaded:
-    if config is None and run_dir is None:
-        raise InputError("no configuration is named: add `-c FILE`, such as `-c configs/demo.yaml`")
+    """A file, or what a run folder has kept of its last attempt; and --run-dir is run.dir."""
     if run_dir is not None:
         overrides = [*overrides, f"run.dir={json.dumps(str(run_dir))}"]
-    return load(_find(config) if config else RunDir(run_dir or Path()).config_resolved, overrides)
+    if config is not None:
+        return load(_find(config), overrides)
+    if run_dir is None:
+        raise InputError("no configuration is named: add `-c FILE`, or `-c demo` to look at a shipped one")
+    record = read_record(RunDir(run_dir))
+    if record is None:
+        raise InputError(f"{run_dir}: no run has begun here; add its configuration with -c")
+    return from_record(record.config, str(RunDir(run_dir).ledger), overrides)
 
 
 def _find(config: Path) -> Path:
     """A file, or a shipped configuration by its name."""
-    shipped = shipped_names("configs")
-    if config.exists() or str(config) not in shipped:
-        if not config.exists():
-            near = [str(path) for path in config.parent.glob("*") if path.suffix in (".yaml", ".yml", ".json")]
-            raise InputError(f"{config}: no such file (looked from {Path.cwd()}){nearest(config, [*near, *shipped])}")
+    config, shipped = config.expanduser(), shipped_names("configs")
+    if config.exists():
         return config
-    return shipped_folder("configs") / f"{config}.yaml"
+    if str(config) in shipped:
+        return shipped_folder("configs") / f"{config}.yaml"
+    near = [str(path) for path in config.parent.glob("*") if path.suffix in (".yaml", ".yml", ".json")]
+    hint = (
+        f"; did you mean {config.stem}?" if config.stem in shipped and not near else nearest(config, [*near, *shipped])
+    )
+    raise InputError(f"{config}: no such file (looked from {Path.cwd()}){hint}")
 
 
 def _print(what: dict[str, Any] | str | RenderableType) -> None:
@@ -166,13 +195,22 @@ def _verb_first(arguments: list[str], verbs: TyperGroup, with_value: set[str]) -
     if not rest:
         return [], before
     if rest[0] not in verbs.commands:
+        _refuse_a_bare_file(rest[0])
         known = ", ".join(verbs.commands)
         raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {known})")
     inner = verbs.commands[rest[0]]
     if isinstance(inner, TyperGroup):
         path, behind = _verb_first(rest[1:], inner, with_value)
         return [rest[0], *path], [*before, *behind]
+    for word, previous in zip(rest[1:], rest, strict=False):
+        if previous not in with_value:
+            _refuse_a_bare_file(word)
     return [rest[0]], [*before, *rest[1:]]
+
+
+def _refuse_a_bare_file(word: str) -> None:
+    if word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-"):
+        raise InputError(f"a configuration is named with -c: did you mean `-c {word}`?")
 
 
 def _options_with_a_value(verbs: TyperGroup) -> set[str]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phased_cpt.config import Loaded, Model, Phase, RunConfig
+from phased_cpt.config import Loaded, Lora, Model, Phase, RunConfig
 from phased_cpt.config.inherit import OVERRIDABLE, Settings, settings_of_phases
-from phased_cpt.config.read import COMMAND_LINE, Keys
+from phased_cpt.config.read import COMMAND_LINE, Keys, dotted
 from phased_cpt.config.schema import Section
+from phased_cpt.run_dir import phase_folder
 from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, share_of
 
 FEW_STEPS = 100  # below this a warm-up is a handful of steps and evaluations every 50 steps hardly happen
@@ -30,6 +31,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a phase starts from: what one before it published, or a base (None: random weights) and maybe an adapter."""
+
+    base: str | None = None
+    adapter: str | None = None
+    phase: str | None = None
+    form: str = "base"  # of what that phase published: its adapter, its adapter merged into a base, or a base
+
+    def __str__(self) -> str:
+        if self.phase is None:
+            return " + ".join(filter(None, (self.base or "random weights", self.adapter)))
+        return {"adapter": f"{self.phase}'s adapter", "merged": f"{self.phase}, merged"}.get(
+            self.form, f"the base that {self.phase} trained"
+        )
+
+
+@dataclass(frozen=True)
 class PhasePlan:
     """One phase with everything resolved."""
 
@@ -38,7 +56,7 @@ class PhasePlan:
     model: Model
     seed: int
     settings: Settings
-    starts_from: str
+    start: Start
     budget: Budget
     batch: Batch | None  # None while the number of ranks is not known
     prepared: Prepared | None
@@ -50,7 +68,7 @@ class PhasePlan:
 
     @property
     def folder(self) -> str:
-        return f"phase{self.number}_{self.phase.name}"
+        return phase_folder(self.number, self.phase.name)
 
     @property
     def fresh_adapter(self) -> bool:
@@ -107,6 +125,11 @@ class PhasePlan:
         idle = {"training.global_batch_size", "training.gradient_accumulation_steps"}
         idle |= {"training.warmup_ratio"} if training.warmup_steps is not None else {"training.warmup_steps"}
         idle |= {"training.decay_ratio"} if training.lr_scheduler != "wsd" else set()
+        idle |= {"training.min_lr_ratio"} if training.lr_scheduler == "constant" else set()
+        idle |= {"data.max_line_bytes"} if self.settings.data.on_bad_record == "fail" else set()
+        idle |= (
+            set() if self.settings.lora.enabled else {f"lora.{key}" for key in Lora.model_fields if key != "enabled"}
+        )
         # A path may change; what lies there is in the digest of the base.
         return idle | ({"model.from_config"} if isinstance(self.model.from_config, str) else set())
 
@@ -143,9 +166,9 @@ class Plan:
         return _origin(self.places.get(keys), "file")
 
     def phase(self, name: str) -> PhasePlan:
-        return next(phase for phase in self.phases if phase.name == name)
+        return {phase.name: phase for phase in self.phases}[name]
 
-    def anywhere(self) -> "Plan":
+    def without_run_dir(self) -> "Plan":
         """The same plan without the folder that it was called on: what lies in the folder does not name it."""
         run = self.config.run.model_copy(update={"dir": None})
         places = {keys: place for keys, place in self.places.items() if keys != ("run", "dir")}
@@ -157,7 +180,20 @@ class Plan:
         for phase in self.phases:
             for warning in _warnings(phase):
                 found.setdefault(warning, []).append(phase.name)
-        return [f"{', '.join(names)}: {warning}" for warning, names in found.items()]
+        told = [f"{', '.join(names)}: {warning}" for warning, names in found.items()]
+        deaf = [keys for keys, place in self.places.items() if place == COMMAND_LINE and self._reaches_no_phase(keys)]
+        told += [f"--set {dotted(keys)} reaches no phase: each has its own" for keys in deaf]
+        if ("phases",) not in self.places:
+            told.insert(0, "no `phases` are given, so these three stand for them; write your own list")
+        return told
+
+    def _reaches_no_phase(self, keys: Keys) -> bool:
+        section, key = str(keys[0]), str(keys[-1])
+        return (
+            len(keys) == 2
+            and section in OVERRIDABLE
+            and all(phase.origins[section, key].kind == "phase" for phase in self.phases)
+        )
 
 
 def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:
@@ -181,31 +217,28 @@ def _phase_plan(
     loaded: Loaded, index: int, settings: Settings, ranks: int | None, prepared: Prepared | None
 ) -> PhasePlan:
     config, training = loaded.config, settings.training
-    batch = ranks and batch_of(
-        ranks, training.micro_batch_size, training.gradient_accumulation_steps, training.global_batch_size
-    )
+    how = training.micro_batch_size, training.gradient_accumulation_steps, training.global_batch_size
     return PhasePlan(
         number=index + 1,
         phase=config.phases[index],
         model=config.model,
         seed=config.run.seed,
         settings=settings,
-        starts_from=_start(config, index, settings),
+        start=_start(config, index, settings),
         budget=_budget(config.phases[index]),
-        batch=batch or None,
+        batch=batch_of(ranks, *how) if ranks else None,
         prepared=prepared,
         origins=dict(_origins(loaded, index, settings.born)),
     )
 
 
-def _start(config: RunConfig, index: int, settings: Settings) -> str:
+def _start(config: RunConfig, index: int, settings: Settings) -> Start:
     if index == 0:
-        base = config.model.name or "random weights"
-        return f"{base} + {config.model.adapter}" if config.model.adapter else base
+        return Start(base=config.model.name, adapter=config.model.adapter)
     before = config.phases[index - 1]
     if not settings.from_base:
-        return f"{before.name}'s adapter"
-    return f"{before.name}, merged" if before.handover == "merge" else f"the base that {before.name} trained"
+        return Start(phase=before.name, form="adapter")
+    return Start(phase=before.name, form="merged" if before.handover == "merge" else "base")
 
 
 def _budget(phase: Phase) -> Budget:
@@ -235,12 +268,18 @@ def _origin(place: str | None, kind: str) -> Origin:
 def _warnings(phase: PhasePlan) -> Iterator[str]:
     training, steps, every = phase.settings.training, phase.steps, phase.settings.evaluation.every_steps
     if steps is not None and steps < FEW_STEPS:
-        yield f"fewer than {FEW_STEPS} optimizer steps; a smaller batch or more epochs would give more"
+        more = "a larger budget" if phase.budget.unit == "steps" else "a smaller batch or a larger budget"
+        yield f"fewer than {FEW_STEPS} optimizer steps; {more} would give more"
     if steps is not None and steps < every:
-        yield f"evaluation.every_steps is {every}, longer than the phase; it is evaluated at its end only"
+        yield f"evaluation.every_steps is {every}, longer than the phase: evaluated at the ends of its epochs only"
     if steps is not None and (training.warmup_steps or 0) >= steps:
         yield f"training.warmup_steps is {training.warmup_steps}, longer than the phase; it is cut to all steps but one"
+    budgets = [key for key in ("max_steps", "tokens", "epochs") if key in phase.phase.model_fields_set]
+    if len(budgets) > 1:
+        yield f"{budgets[0]} is its budget, so {' and '.join(budgets[1:])} is not used"
     if phase.settings.lora.enabled and phase.settings.lora.alpha / phase.settings.lora.r > LARGE_SCALE:
         yield f"the adapter is scaled by {phase.settings.lora.alpha / phase.settings.lora.r:g} (alpha / r); 2 is usual"
+    if phase.number == 1 and phase.settings.lora.enabled and phase.model.from_config is not None:
+        yield "an adapter on random weights learns little; let a phase before train every weight (lora.enabled: false)"
     if training.global_batch_size and phase.origins["training", "gradient_accumulation_steps"].kind != "default":
         yield "training.global_batch_size rules, so gradient_accumulation_steps is not used as given"

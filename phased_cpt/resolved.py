@@ -18,11 +18,21 @@ COMMENT_COLUMN = 56
 
 
 def resolved_values(plan: Plan) -> dict[str, Any]:
-    """Plain values; the phases hold every value of the sections that they may override."""
+    """Plain values; a phase holds what differs from the run, so that a value of the run still reaches the others."""
+    values = plan.config.model_dump(mode="json")
+    for phase, written in zip(plan.phases, values["phases"], strict=True):
+        for name, section in phase.overridable().items():
+            own = {key: value for key, value in section.model_dump(mode="json").items() if value != values[name][key]}
+            written[name] = own or None
+    return values
+
+
+def every_value(plan: Plan) -> dict[str, Any]:
+    """{"run.seed": 42, "phases.foundation.training.learning_rate": 5e-5, …}: all that holds, in every phase."""
     values = plan.config.model_dump(mode="json")
     for phase, written in zip(plan.phases, values["phases"], strict=True):
         written |= {name: section.model_dump(mode="json") for name, section in phase.overridable().items()}
-    return values
+    return flat(values)
 
 
 def resolved_yaml(plan: Plan) -> str:

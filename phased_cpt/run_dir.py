@@ -9,6 +9,31 @@ from pathlib import Path
 _STAMP = "%Y%m%d_%H%M%S"
 
 
+# What a run writes into its folder, besides its phases.
+OWN_NAMES = (
+    "archive",
+    "config_resolved.yaml",
+    "final_model",
+    "forgetting.json",
+    "logs",
+    "ranks.lock",
+    "report.html",
+    "run.json",
+    "run.lock",
+    "tensorboard",
+)
+# What is made from all phases, and so goes with any of them that is redone (as the merged model does).
+MADE_FROM_ALL_PHASES = ("final_model", "forgetting.json", "report.html")
+
+
+def phase_folder(number: int, name: str) -> str:
+    return f"phase{number}_{name}"
+
+
+def is_phase_folder(name: str) -> bool:
+    return re.match(r"phase\d+_", name) is not None
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The folder of one run. Nothing in it points outside, so that it can be moved."""
@@ -31,15 +56,17 @@ class RunDir:
     def ranks_lock(self) -> Path:
         return self.root / "ranks.lock"
 
+    @property
+    def archives(self) -> Path:
+        """Where what was redone is kept: 1, 2, …"""
+        return self.root / "archive"
+
     def archive(self, number: int) -> Path:
-        """Where what was redone is kept."""
-        return self.root / "archive" / str(number)
+        return self.archives / str(number)
 
-
-def made_from_all_phases(merged_model: str) -> tuple[str, ...]:
-    """What goes with any phase that is redone; a merged model outside of the run folder stays where it is."""
-    inside = not Path(merged_model).is_absolute() and ".." not in Path(merged_model).parts
-    return ("final_model", "forgetting.json", "report.html", *([merged_model] if inside else []))
+    def phase_folders(self) -> list[Path]:
+        """The folders that phases have left here."""
+        return sorted(path for path in self.root.iterdir() if is_phase_folder(path.name)) if self.root.is_dir() else []
 
 
 def new_run_folder(output_dir: Path, name: str, now: datetime | None = None) -> Path:
@@ -62,12 +89,16 @@ def publish_file(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        while content:
-            content = content[os.write(file, content) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-    os.replace(beside, path)
+        try:
+            while content:
+                content = content[os.write(file, content) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

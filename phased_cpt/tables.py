@@ -7,9 +7,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from phased_cpt.config import Source
+from phased_cpt.config.inherit import OVERRIDABLE
+from phased_cpt.config.read import Keys
+from phased_cpt.config.schema import Section
 from phased_cpt.ledger import PhaseRecord, RunRecord
-from phased_cpt.plan import PhasePlan, Plan
-from phased_cpt.resolved import flat, origin_of, resolved_values
+from phased_cpt.plan import Origin, PhasePlan, Plan
+from phased_cpt.resolved import every_value, flat, origin_of
 from phased_cpt.run_dir import RunDir
 from phased_cpt.schedule import Budget
 
@@ -37,56 +41,60 @@ def shown(what: RenderableType, *, stderr: bool = False) -> str:
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """The plan for a program: `.phases[].<section>.<key>.value` and `.origin` for each resolved value."""
     config = plan.config
-    rest = {
-        name: _with_origins(getattr(config, name), (name,), plan)
-        for name in ("tracking", "checkpoint", "merge", "launch")
-    }
+    in_phases = ("run", "model", *OVERRIDABLE, "phases")
+    rest = [name for name in type(config).model_fields if name not in in_phases]
+    run = config.run.model_dump(mode="json")
     return {
-        "run": config.run.model_dump(mode="json"),
-        **rest,
-        "phases": [_phase_facts(phase) for phase in plan.phases],
+        "run": run | {"origins": _with_origins(config.run, ("run",), plan)},
+        **{name: _with_origins(getattr(config, name), (name,), plan) for name in rest},
+        "phases": [_phase_facts(phase, plan) for phase in plan.phases],
         "warnings": plan.warnings(),
     }
 
 
-def _with_origins(section: Any, keys: tuple[str, ...], plan: Plan) -> dict[str, Any]:
+def _with_origins(section: Section, keys: tuple[str | int, ...], plan: Plan) -> dict[str, Any]:
     return {
         key: _with_origins(getattr(section, key), (*keys, key), plan)
-        if isinstance(value, dict)
-        else {"value": value, "origin": plan.origin(*keys, key).kind, "place": plan.origin(*keys, key).place}
+        if isinstance(getattr(section, key), Section)
+        else _fact(value, plan.origin(*keys, key))
         for key, value in section.model_dump(mode="json").items()
     }
 
 
-def _phase_facts(phase: PhasePlan) -> dict[str, Any]:
+def _fact(value: Any, origin: Origin) -> dict[str, Any]:
+    return {"value": value, "origin": origin.kind, "place": origin.place}
+
+
+def _phase_facts(phase: PhasePlan, plan: Plan) -> dict[str, Any]:
+    training, batch, schedule = phase.settings.training, phase.batch, phase.schedule
     sections = {
-        name: {
-            key: {"value": value, "origin": phase.origins[name, key].kind, "place": phase.origins[name, key].place}
-            for key, value in section.model_dump(mode="json").items()
-        }
+        name: {key: _fact(value, phase.origins[name, key]) for key, value in section.model_dump(mode="json").items()}
         for name, section in phase.sections().items()
     }
-    schedule, batch = phase.schedule, phase.batch
-    own = phase.phase.model_dump(mode="json", include={"sources", "eval_sources", "handover", "replay"})
     return {
         "name": phase.name,
         "number": phase.number,
-        "description": phase.phase.description,
         "folder": phase.folder,
-        "starts_from": phase.starts_from,
+        "starts_from": str(phase.start),
         "fresh_adapter": phase.fresh_adapter,
-        **own,
         "budget": {"unit": phase.budget.unit, "amount": phase.budget.amount},
         "batch": {
             "rows": phase.global_rows,
-            "micro_batch_size": phase.settings.training.micro_batch_size,
+            "micro_batch_size": training.micro_batch_size,
             "accumulation": batch.accumulation if batch else None,
             "ranks": batch.ranks if batch else None,
         },
         "steps": phase.steps,  # null until the data is prepared
         "warmup_steps": schedule.warmup_steps if schedule else None,
+        "phase": _own_facts(phase, plan),
         **sections,
     }
+
+
+def _own_facts(phase: PhasePlan, plan: Plan) -> dict[str, Any]:
+    """The phase's own keys: its sources, its budgets, its handover."""
+    own = phase.phase.model_dump(mode="json", exclude={"name", *OVERRIDABLE})
+    return {key: _fact(value, plan.origin("phases", phase.number - 1, key)) for key, value in own.items()}
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -97,14 +105,24 @@ def plan_table(plan: Plan) -> RenderableType:
     for phase in plan.phases:
         table.add_row(
             str(phase.number),
-            Text.assemble((phase.name, "bold cyan"), (f"\nfrom {phase.starts_from}", "dim")),
-            "\n".join(source.path for source in phase.phase.sources),
+            _who(phase),
+            "\n".join(map(_source, phase.phase.sources)),
             _length(phase),
             _batch(phase),
             _rate(phase),
             _rows(phase),
         )
     return Group(_heading(plan), "", table, "", *_what_was_set(plan), *_notes(plan))
+
+
+def _who(phase: PhasePlan) -> Text:
+    what = f"\n{phase.phase.description}" if phase.phase.description else ""
+    return Text.assemble((phase.name, "bold cyan"), what, (f"\nstarts from {phase.start}", "dim"))
+
+
+def _source(source: Source) -> str:
+    split = f" ({source.split})" if source.split else ""
+    return f"{source.path}{split}" + (f" × {source.weight:g}" if source.weight != 1 else "")
 
 
 def _heading(plan: Plan) -> Text:
@@ -143,6 +161,10 @@ def _count(amount: float, noun: str) -> str:
 
 
 def _batch(phase: PhasePlan) -> str:
+    return f"{_batch_rows(phase)}\ndeepspeed {phase.settings.training.deepspeed}"
+
+
+def _batch_rows(phase: PhasePlan) -> str:
     training, batch = phase.settings.training, phase.batch
     if batch:
         return f"{batch.rows} rows\n{batch.micro_batch_size} × {batch.accumulation} × {batch.ranks} ranks"
@@ -175,20 +197,32 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
     """What is no default: for the whole run by section, for a phase beside the value that it would have inherited."""
     grid = Table.grid(padding=(0, 3, 0, 0))
     for section, value in plan.config.model_dump(mode="json", exclude_unset=True, exclude={"phases"}).items():
-        values = flat(value, ("tracking",)) if section == "tracking" else value  # the one section that has sections
-        words = " · ".join(f"{key.removeprefix('tracking.')} {_inline(child)}" for key, child in values.items())
-        grid.add_row(Text(section, style="cyan"), words)
+        values = flat(value, (section,))
+        words = (
+            f"{path.removeprefix(f'{section}.')} {_inline(child)}{_typed(path, plan)}" for path, child in values.items()
+        )
+        grid.add_row(Text(section, style="cyan"), " · ".join(words))
     for phase in plan.phases:
         for (section, key), origin in phase.origins.items():
             value = getattr(phase.sections()[section], key)
             inherited = getattr(getattr(plan.config, section), key)
             if value != inherited:
-                change = f"{section}.{key} {_inline(value)} (in other phases {_inline(inherited)})"
+                change = f"{section}.{key} {_inline(value)} (the run: {_inline(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
+        own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "eval_sources"})
+        for key, value in own.items():
+            listed = _inline(
+                [_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value
+            )
+            grid.add_row(Text(phase.name, style="bold cyan"), f"{key} {listed}")
     yield Text(
         "Set here; all else is a default (`phased-cpt config show` lists every value and its origin)", style="dim"
     )
     yield grid
+
+
+def _typed(path: str, plan: Plan) -> str:
+    return " (command line)" if plan.origin(*path.split(".")).kind == "command line" else ""
 
 
 def _notes(plan: Plan) -> Iterator[RenderableType]:
@@ -210,17 +244,17 @@ def _inline(value: Any) -> str:
         return f"{{{words}}}" if len(words) <= 60 else f"{{{words[:57]}…}}"
     if isinstance(value, tuple | list):
         return " ".join(map(str, value))
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def config_facts(plan: Plan) -> dict[str, Any]:
     """Every resolved value by its dotted path, with its origin."""
+    index = {phase.name: number for number, phase in enumerate(plan.phases)}
     facts: dict[str, Any] = {}
-    names = {phase.name: index for index, phase in enumerate(plan.phases)}
-    for path, value in flat(resolved_values(plan)).items():
+    for path, value in every_value(plan).items():
         keys = tuple(path.split("."))
-        origin = origin_of(("phases", names[keys[1]], *keys[2:]) if keys[0] == "phases" else keys, plan)
-        facts[path] = {"value": value, "origin": origin.kind, "place": origin.place}
+        named: Keys = ("phases", index[keys[1]], *keys[2:]) if keys[0] == "phases" else keys
+        facts[path] = _fact(value, origin_of(named, plan))
     return facts
 
 
@@ -255,8 +289,10 @@ def status_table(run_dir: RunDir, record: RunRecord | None, holder: str | None) 
         table.add_column(name)
     for number, phase in enumerate(record.phases, start=1):
         table.add_row(str(number), *_phase_row(phase, holder))
+    moved = [name for name in (record.archiving.names if record.archiving else ()) if (run_dir.root / name).exists()]
+    note = f"moves to archive/{record.archiving.number}: {', '.join(moved)}" if record.archiving and moved else ""
     attempts = f"{_count(len(record.attempts), 'attempt')}, the first on {record.created}"
-    return Group(heading, Text(attempts, style="dim"), "", table)
+    return Group(heading, Text(attempts, style="dim"), "", table, *filter(None, [note]))
 
 
 def _phase_row(phase: PhaseRecord, holder: str | None) -> tuple[str | Text, ...]:

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from phased_cpt.cli import normalise
+from phased_cpt.cli import app, normalise
 from phased_cpt.config import load
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import Ledger
@@ -55,13 +58,17 @@ def test_a_verb_that_is_not_there_is_refused_with_the_nearest() -> None:
         normalise(["stauts"])
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "status", "config show"])
+def verbs(group: TyperGroup, path: str = "") -> Iterator[str]:
+    for name, verb in group.commands.items():
+        yield from verbs(verb, f"{name} ") if isinstance(verb, TyperGroup) else [path + name]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in verbs(get_command(app)) if verb != "config schema"])
 def test_every_verb_takes_the_same_three_options(call: Call, verb: str) -> None:
     help_text = call(*verb.split(), "--help").out
     assert all(option in help_text for option in ("--config", "--set", "--run-dir"))
 
 
-@pytest.mark.requirement("P-04")
 def test_plan_shows_the_phases_and_what_was_set(write: Write, call: Call) -> None:
     write("""\
         run: {name: tales}
@@ -69,15 +76,23 @@ def test_plan_shows_the_phases_and_what_was_set(write: Write, call: Call) -> Non
         launch: {num_gpus: 8}
         phases:
           - {name: foundation, sources: [a.jsonl, b.jsonl], epochs: 3}
-          - {name: evolution, sources: c.jsonl, max_steps: 500, training: {learning_rate: 5e-5}}
+          - name: evolution
+            sources: {path: c.jsonl, weight: 0.5}
+            max_steps: 500
+            replay: {foundation: 0.1}
+            training: {learning_rate: 5e-5}
     """)
-    answer = call("plan", "-c", "run.yaml")
+    answer = call("plan", "-c", "run.yaml", "--set", "run.seed=7")
     assert answer.code == 0
     for words in (
         "tales: 2 phases on some/model (bf16)",
         "LoRA r 128, alpha 256 (scale 2), dropout 0.05",
-        "from some/model",
-        "from foundation's adapter",
+        "starts from some/model",
+        "starts from foundation's adapter",
+        "c.jsonl × 0.5",
+        "deepspeed auto",
+        "seed 7 (command line)",
+        "replay {foundation: 0.1}",
         "b.jsonl",
         "3 epochs",
         "steps not known yet",
@@ -86,7 +101,7 @@ def test_plan_shows_the_phases_and_what_was_set(write: Write, call: Call) -> Non
         "1 × 6 × 8 ranks",
         "5e-5 → 0, cosine",
         "32,768 tokens, best_fit",
-        "training.learning_rate 5e-5 (in other phases 1e-4)  run.yaml:6 (phase)",
+        "training.learning_rate 5e-5 (the run: 1e-4)  run.yaml:10 (phase)",
         "The steps of epochs and tokens are known once the data is prepared.",
     ):
         assert words in answer.out
@@ -104,6 +119,9 @@ def test_plan_tells_a_program_the_same(write: Write, call: Call) -> None:
     assert facts["phases"][0]["model"]["name"] == {"value": "some/model", "origin": "file", "place": "run.yaml:1"}
     assert facts["tracking"]["wandb"]["enabled"] == {"value": False, "origin": "default", "place": ""}
     assert (facts["phases"][1]["starts_from"], facts["phases"][1]["steps"]) == ("foundation's adapter", None)
+    assert facts["run"]["origins"]["seed"] == {"value": 42, "origin": "default", "place": ""}
+    assert facts["phases"][0]["phase"]["sources"]["origin"] == "file"
+    assert facts["phases"][0]["phase"]["handover"] == {"value": "continue", "origin": "default", "place": ""}
 
 
 @pytest.mark.requirement("C-06")
@@ -124,17 +142,21 @@ def test_config_schema_prints_the_shipped_schema(call: Call) -> None:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("plan", "no configuration is named: add `-c FILE`, such as `-c configs/demo.yaml`"),
+        ("plan", "no configuration is named: add `-c FILE`, or `-c demo` to look at a shipped one"),
         ("plan -c nope.yaml", "nope.yaml: no such file"),
         ("plan -c rnu.yaml", "did you mean run.yaml?"),
         ("plan -c run.yaml --set lora.r=0", "--set: lora.r: given 0; allowed: a whole number ≥ 1"),
         ("plan -c run.yaml --set training.global_batch_size=7 --set launch.num_gpus=2",
          "--set: training.global_batch_size: global_batch_size 7 is no multiple of micro_batch_size 1 × num_gpus 2"),
-        ("run -c run.yaml --redo-from one", "--redo-from: no run has begun in"),
-        ("status --run-dir nowhere", "nowhere: no such run folder; name one with --run-dir"),
+        ("run -c run.yaml --redo-from one", "--redo-from: no run has begun yet that could be redone; leave it out"),
+        ("status --run-dir nowhere", "nowhere: no such run folder; name another, or its configuration with -c"),
         ("status", "no run in outputs/ yet; name one with --run-dir"),
-        ("plan --run-dir nowhere", "nowhere/config_resolved.yaml: no such file"),
+        ("plan --run-dir nowhere", "nowhere: no run has begun here; add its configuration with -c"),
         ("plan --jsno", "--jsno"),
+        ("plan run.yaml", "a configuration is named with -c: did you mean `-c run.yaml`?"),
+        ("run.yaml", "a configuration is named with -c: did you mean `-c run.yaml`?"),
+        ("plan -c empty/demo.yaml", "; did you mean demo?"),
+        ("status -c run.yaml", "no run of run.yaml has begun yet; `phased-cpt run -c run.yaml` begins one"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_message_on_stderr_and_exit_2(write: Write, call: Call, typed: str, message: str) -> None:
@@ -158,7 +180,7 @@ def test_a_run_without_dry_run_says_honestly_that_it_cannot_train_yet(write: Wri
     write(MINIMAL)
     answer = call("-c", "run.yaml")
     assert answer.code == 1
-    assert "does not train yet: nothing was written" in answer.err
+    assert "does not train yet, and nothing was written" in answer.err
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
@@ -179,6 +201,10 @@ def test_a_dry_run_against_a_ledger_that_does_not_match_is_refused_with_exit_4(w
     assert call(*same, "--set", "training.weight_decay=0.5", "--redo-from", "foundation").code == 0
 
 
+def test_the_short_help_option_works(call: Call) -> None:
+    assert call("plan", "-h").out == call("plan", "--help").out
+
+
 def test_version_is_printed(call: Call) -> None:
     assert call("--version").out.startswith("phased-cpt 0.")
 
@@ -195,8 +221,8 @@ def test_plan_answers_without_importing_torch(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m phased_cpt config schema | head -c 1; exit ${{PIPESTATUS[0]}}"
-    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    command = '"$0" -m phased_cpt config schema | head -c 1; exit ${PIPESTATUS[0]}'
+    answer = subprocess.run(["bash", "-c", command, sys.executable], capture_output=True, text=True, cwd=tmp_path)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "{", "")
 
 

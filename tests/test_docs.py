@@ -30,7 +30,11 @@ def test_every_decision_is_on_its_page() -> None:
 
 
 def test_tests_that_are_named_exist() -> None:
-    names = re.findall(r"`(test_\w+)`", (REPOSITORY / "CONTRIBUTING.md").read_text())
+    pages = [REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs/decisions").glob("0*.md")]
+    words = "\n".join(page.read_text() for page in pages)
+    paths = re.findall(r"`((?:tests|phased_cpt|tools|configs)/[\w/]+\.\w+)`", words)
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+    names = re.findall(r"`(test_\w+)`", words)
     tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
     assert len(names) > 6
     assert [name for name in names if f"def {name}(" not in tests] == []
@@ -64,6 +68,4 @@ def test_the_mistakes_of_the_readme_are_told_as_it_says(write: Write, call: Call
 def test_the_python_of_the_readme_works(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     exec(compile(block, "README.md", "exec"), {})
-    assert (
-        capsys.readouterr().out == "Batch(rows=24, micro_batch_size=1, accumulation=6, ranks=4) 5e-05\n"
-    )
+    assert capsys.readouterr().out == "Batch(rows=24, micro_batch_size=1, accumulation=6, ranks=4) 5e-05\n"

@@ -31,6 +31,24 @@ def test_a_published_file_is_replaced_whole_and_leaves_nothing_beside(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_renamed_is_made_to_last_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on disk before the name is, and the name before the call returns."""
+    done: list[str] = []
+    names: dict[int, str] = {}
+    real_open, real_fsync, real_replace = os.open, os.fsync, os.replace
+
+    def opened(path: os.PathLike[str], *rest: int, **more: int) -> int:
+        file = real_open(path, *rest, **more)
+        names[file] = Path(path).name
+        return file
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(f"fsync {names[file]}"), real_fsync(file))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"replace {Path(b).name}"), real_replace(a, b))[1])
+    publish_file(tmp_path / "file", b"content")
+    assert done == ["fsync .file.tmp", "replace file", f"fsync {tmp_path.name}"]
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     publish_file(path, b"old")
@@ -38,3 +56,4 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space left"):
         publish_file(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "what was half written is taken away"

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from phased_cpt.config import Phase, RunConfig, Source
 from phased_cpt.config.allowed import allowed
 from phased_cpt.config.read import Keys, dotted
+from phased_cpt.config.rules import RULES
 from phased_cpt.config.schema import Section
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/configuration.md"
@@ -35,7 +36,14 @@ def page() -> str:
     """The whole page: the sections of the run, then what a phase and a source hold."""
     lists = [("phases[]", Phase, ("phases", 0)), ("phases[].sources[]", Source, ("phases", 0, "sources", 0))]
     rows = [row for title, section, keys in [*_sections(RunConfig, ()), *lists] for row in _table(title, section, keys)]
-    return "\n".join([HEAD, *rows])
+    return "\n".join([HEAD, *rows, "## Rules across keys\n", *_rules(), ""])
+
+
+def _rules() -> Iterator[str]:
+    yield "A rule that is broken is told with the values that it compares and what would mend it.\n"
+    for rule in RULES:
+        compared = ", ".join(f"`{name}`" for name in rule.compares)
+        yield f"- {rule.check.__name__.replace('_', ' ')}: {compared}"
 
 
 def _sections(section: type[Section], above: Keys) -> Iterator[tuple[str, type[Section], Keys]]:
@@ -56,11 +64,19 @@ def _table(title: str, section: type[Section], keys: Keys) -> Iterator[str]:
 
 def _row(name: str, field: FieldInfo, keys: Keys) -> str:
     extra = field.json_schema_extra
-    default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
+    default = "" if field.is_required() else f"`{json.dumps(_as_written(field.default, allowed(keys)))}`"
     words = allowed(keys) if len(allowed(keys)) < 120 else "a mapping with the keys of that section"
     sentence = str(field.description).replace("|", "\\|").replace("<", "&lt;")
     kind = extra["change"] if isinstance(extra, dict) else ""
     return f"| `{name}` | {default} | {words} | {sentence} | {kind} |"
+
+
+def _as_written(value: object, words: str) -> object:
+    """A size as people write it: 2GB, 256MiB."""
+    if not isinstance(value, int) or not words.startswith("a size"):
+        return value
+    units = [("GB", 10**9), ("GiB", 2**30), ("MB", 10**6), ("MiB", 2**20)]
+    return next(f"{value // size}{unit}" for unit, size in units if value % size == 0)
 
 
 def _is_section(field: FieldInfo) -> bool:

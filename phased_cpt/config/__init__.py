@@ -1,6 +1,6 @@
 """What a user writes: the YAML's schema, how it is read, and the rules across its fields."""
 
-from phased_cpt.config.load import Loaded, from_objects, load
+from phased_cpt.config.load import Loaded, from_objects, from_record, load
 from phased_cpt.config.schema import (
     Checkpoint,
     Data,
@@ -33,5 +33,6 @@ __all__ = [
     "Tracking",
     "Training",
     "from_objects",
+    "from_record",
     "load",
 ]

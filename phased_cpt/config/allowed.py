@@ -1,6 +1,7 @@
 """What may stand at a place of the configuration, in words, from the schema itself."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -57,8 +58,9 @@ def choices_at(keys: Keys) -> list[str]:
     ]
 
 
-def takes_text(keys: Keys) -> bool:
-    return any(option.get("type") == "string" for option in _options(node_at(keys)))
+def takes_text(keys: Keys, text: str) -> bool:
+    options = [option for option in _options(node_at(keys)) if option.get("type") == "string" and "enum" not in option]
+    return any(re.search(option.get("pattern", ""), text) for option in options)
 
 
 def _options(node: dict[str, Any]) -> list[dict[str, Any]]:

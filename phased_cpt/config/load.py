@@ -3,8 +3,9 @@
 bytes ─ read ─ values + places ─ --set ─ secrets? ─ schema? ─ rules? ─→ Loaded, or ConfigError with all problems
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from pydantic import ValidationError
 
 from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.override import override
-from phased_cpt.config.problems import by_place, placed, refused_by_schema
-from phased_cpt.config.read import Keys, Written, read_file
+from phased_cpt.config.problems import by_place, path_of, placed, refused_by_schema
+from phased_cpt.config.read import Keys, Written, places_in, read_file
 from phased_cpt.config.rules import RULES
-from phased_cpt.config.schema import RunConfig, Section
+from phased_cpt.config.schema import RunConfig
 from phased_cpt.config.secrets import secrets_in
 from phased_cpt.errors import ConfigError, Problem
 
@@ -31,16 +32,24 @@ class Loaded:
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and check a configuration; ConfigError holds every problem at once."""
     written = read_file(Path(path))
-    found = [*written.problems, *(problem for text in overrides for problem in override(written, text))]
+    unreadable = [(keys, replace(problem, path=path_of(keys, written.values))) for keys, problem in written.problems]
+    _take_out(written.values, [keys for keys, _ in unreadable if _value_at(written.values, keys) is None])
+    found = [*unreadable, *(problem for text in overrides for problem in override(written, text))]
     secrets = {keys: placed(message, keys, written) for keys, message in secrets_in(written.values)}
     _take_out(written.values, secrets)
     return _finish(written, [*found, *secrets.items()])
 
 
+def from_record(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """A configuration as a run has kept it, so that the run can go on from its folder alone."""
+    written = Written(copy.deepcopy(values), dict.fromkeys(places_in(values, ()), name))
+    return _finish(written, [problem for text in overrides for problem in override(written, text)])
+
+
 def from_objects(config: RunConfig) -> Loaded:
     """A configuration that was built in Python, held against the same rules as a file."""
     values = config.model_dump(mode="json", exclude_unset=True)
-    return _finish(Written(values, dict.fromkeys(_set_in(config, ()), "Python")), [])
+    return _finish(Written(values, dict.fromkeys(places_in(values, ()), "Python")), [])
 
 
 def _finish(written: Written, found: list[tuple[Keys, Problem]]) -> Loaded:
@@ -65,6 +74,12 @@ def _validate(written: Written) -> tuple[RunConfig | None, dict[Keys, Problem]]:
         return RunConfig.model_validate(written.values), problems
     except ValidationError:
         return None, problems
+
+
+def _value_at(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else values[int(key)] if isinstance(values, list) else None
+    return values
 
 
 def _take_out(values: Any, refused: Iterable[Keys]) -> None:
@@ -118,15 +133,3 @@ def _first_written(compared: list[Keys], written: Written) -> Keys:
     """The place to point at: a value of the phase's own, then one of the run, then the key to change first."""
     own_first = sorted(compared, key=lambda keys: keys[0] != "phases" or len(keys) < 4)
     return next((keys for keys in own_first if keys in written.places), compared[0])
-
-
-def _set_in(section: Section, keys: Keys) -> list[Keys]:
-    """The places of the values that were given to an object, not left at their defaults."""
-    found: list[Keys] = []
-    for key in section.model_fields_set:
-        value = getattr(section, key)
-        found.append((*keys, key))
-        for index, child in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
-            if isinstance(child, Section):
-                found += _set_in(child, (*keys, key) if index is None else (*keys, key, index))
-    return found

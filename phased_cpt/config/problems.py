@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from phased_cpt.config.allowed import allowed, choices_at, keys_at, nearest, takes_text
-from phased_cpt.config.read import Keys, Written, dotted
+from phased_cpt.config.read import Keys, Written, as_index, dotted
 from phased_cpt.config.secrets import scrubbed
 from phased_cpt.errors import Problem
 
@@ -19,8 +19,9 @@ def refused_by_schema(error: ValidationError, written: Written) -> dict[Keys, Pr
             keys = (*keys, detail["loc"][-1])
             message = f"nothing given; needed: {allowed(keys)}"
         elif detail["type"] == "extra_forbidden":
-            known = keys_at(keys[:-1])
-            message = f"no such key here{nearest(keys[-1], known)} (keys here: {', '.join(known)})"
+            message = _unknown_key(keys)
+        elif detail["type"] == "variable":
+            message = f"given {_shown(value)}; {detail['msg']}"
         else:
             message = _wrong_value(keys, value)
         found.setdefault(keys, placed(message, keys, written))
@@ -37,9 +38,17 @@ def _locate(loc: tuple[int | str, ...], at: Any) -> tuple[Keys, Any]:
     return keys, at
 
 
+def _unknown_key(keys: Keys) -> str:
+    *above, key = keys
+    known = keys_at(tuple(above))
+    sections = [name for name in known if key in keys_at((*above, name))]
+    hint = f"; did you mean {sections[0]}.{key}?" if sections else nearest(key, known)
+    return f"no such key here{hint} (keys here: {', '.join(known)})"
+
+
 def _wrong_value(keys: Keys, value: Any) -> str:
     hint = nearest(value, choices_at(keys)) if isinstance(value, str) else ""
-    if isinstance(value, int | float) and takes_text(keys):
+    if isinstance(value, int | float) and takes_text(keys, str(value)):
         hint = "; put it in quotes to make it a text"
     return f"given {_shown(value)}; allowed: {allowed(keys)}{hint}"
 
@@ -49,17 +58,17 @@ def placed(message: str, keys: Keys, written: Written) -> Problem:
     inside = (place for place in written.places if _is_inside(place, keys))
     around = (keys[:n] for n in range(len(keys), -1, -1))
     near = next((place for place in (keys, *inside, *around) if place in written.places), None)
-    return Problem(scrubbed(_path(keys, written.values)), message, written.places[near] if near is not None else "")
+    return Problem(scrubbed(path_of(keys, written.values)), message, written.places[near] if near is not None else "")
 
 
 def by_place(problem: Problem) -> tuple[str, int, list[tuple[int, str]]]:
     """By line, and by path as people count: item 9 before item 10."""
     name, _, line = problem.where.rpartition(":")
-    path = [(int(part) if part.isdecimal() else -1, part) for part in problem.path.split(".")]
+    path = [(-1 if (index := as_index(part)) is None else index, part) for part in problem.path.split(".")]
     return (name, int(line), path) if line.isdecimal() else (problem.where, 0, path)
 
 
-def _path(keys: Keys, values: Any) -> str:
+def path_of(keys: Keys, values: Any) -> str:
     """phases.evolution.training.learning_rate, as --set takes it; a name that is itself in question is not used."""
     if len(keys) > 2 and keys[0] == "phases" and keys[2] != "name":
         name = values["phases"][keys[1]].get("name")

@@ -7,6 +7,7 @@ Nothing is constructed from tags, so a file can hold data and nothing else.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def read_file(path: Path) -> Written:
         text = _json_as_yaml(text, path)
     root = _compose(text, str(path))
     if root is None:
-        raise InputError(f"{path}: the file is empty; the smallest run is `model: {{name: …}}` and a list of `phases`")
+        raise InputError(f"{path}: the file is empty; a run has at least `model: {{name: …}}` and a list of `phases`")
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         raise InputError(
@@ -64,6 +65,7 @@ def read_file(path: Path) -> Written:
     values = walk.value(root, ())
     if not isinstance(values, dict):
         raise InputError("\n".join(str(problem) for _, problem in walk.problems))
+    values.pop("$schema", None)  # how a JSON file names its schema to an editor
     return Written(values, walk.places, walk.problems)
 
 
@@ -138,15 +140,23 @@ class _Loader(yaml.BaseLoader):
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
 
+# What PyYAML says, and what would have helped.
+_HINTS = (
+    ("'\\t'", "a tab stands here; YAML is indented with blanks"),
+    ("single document", "a second document begins here (`---`); one file holds one run"),
+    ("mapping values are not allowed", "a colon where none can stand; is the line above indented alike, or does a text "
+                                       "need quotes?"),
+    ("while scanning an alias", "a * begins an alias in YAML; put the text in quotes"),
+    ("cannot start any token", "a text cannot begin with this character; put it in quotes"),
+    ("could not find expected ':'", "a key without a value; is there a blank behind the colon?"),
+    ("expected <block end>", "this line does not fit the ones above; is it indented like its neighbours?"),
+    ("scanning a quoted scalar", "a quote that is opened near here is not closed"),
+)  # fmt: skip
+
+
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or "not valid YAML"
-    if "'\\t'" in problem:
-        return "a tab stands here; YAML is indented with blanks"
-    if "single document" in (error.context or ""):
-        return "a second document begins here (`---`); one file holds one run"
-    if "mapping values are not allowed" in problem:
-        return "a colon where none can stand; is the line above indented alike, or does a text need quotes?"
-    return "not valid YAML: " + " ".join(filter(None, (error.context, problem)))
+    words = " ".join(filter(None, (error.context, error.problem))) or "not valid YAML"
+    return next((hint for sign, hint in _HINTS if sign in words), f"not valid YAML: {words}")
 
 
 class _Walk:
@@ -247,6 +257,19 @@ def plain_scalar(text: str) -> Any:
     if _REAL.match(text):
         return float(text.replace("_", ""))
     return text
+
+
+def places_in(value: Any, keys: Keys) -> Iterator[Keys]:
+    """The place of every value in a tree of values."""
+    yield keys
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places_in(child, (*keys, key))
+
+
+def as_index(part: str) -> int | None:
+    """A part of an address that counts; more digits than any list has are a text (and more than Python converts)."""
+    return int(part) if part.isdecimal() and len(part) < 10 else None
 
 
 def dotted(keys: Keys) -> str:

@@ -7,11 +7,13 @@ message is placed at the first of them that was written.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from phased_cpt.config.allowed import nearest
 from phased_cpt.config.inherit import Settings, settings_of_phases
 from phased_cpt.config.schema import Phase, RunConfig
 from phased_cpt.config.shipped import shipped_names
+from phased_cpt.run_dir import OWN_NAMES, is_phase_folder
 
 Found = Iterator[
     tuple[int | None, str]
@@ -70,7 +72,7 @@ def phase_names_differ(config: RunConfig) -> Found:
             other = first[phase.name.lower()]
             yield (
                 index,
-                f"given {phase.name!r}, and an earlier phase is called {other!r}; names differ in more than case",
+                f"given {phase.name!r}, but an earlier phase is called {other!r}; give it another name",
             )
         first.setdefault(phase.name.lower(), phase.name)
 
@@ -108,13 +110,28 @@ def warmup_and_decay_fit(config: RunConfig) -> Found:
             yield index, f"{what}; lower one"
 
 
+@rule("model.from_config", "model.adapter")
+def an_adapter_needs_its_base(config: RunConfig) -> Found:
+    if config.model.from_config is not None and config.model.adapter is not None:
+        yield None, "given beside model.adapter; an adapter fits the base it was trained on, not random weights"
+
+
+@rule("data.max_tokens", "model.from_config")
+def rows_fit_the_positions(config: RunConfig) -> Found:
+    given = config.model.from_config if isinstance(config.model.from_config, dict) else {}
+    positions = given.get("max_position_embeddings")
+    for index, _, at in each_phase(config):
+        if isinstance(positions, int) and at.data.max_tokens > positions and not given.get("rope_scaling"):
+            yield index, f"max_tokens is {at.data.max_tokens}, and from_config has max_position_embeddings {positions}"
+
+
 @rule("training.deepspeed", "model.use_4bit", "model.bnb_4bit_quant_storage", "model.precision")
 def four_bits_store_as_zero3_needs(config: RunConfig) -> Found:
     model = config.model
     storage = model.precision if model.bnb_4bit_quant_storage == "auto" else model.bnb_4bit_quant_storage
     for index, _, at in each_phase(config):
-        zero3 = "zero3" in at.training.deepspeed.rpartition("/")[2]
-        if model.use_4bit and zero3 and storage != model.precision:
+        may_shard = at.training.deepspeed not in ("zero2", "zero2_offload")  # auto and a file of one's own may, too
+        if model.use_4bit and may_shard and storage != model.precision:
             what = f"ZeRO-3 shards 4-bit weights only as bnb_4bit_quant_storage = precision, not {storage} beside"
             yield index, f"{what} {model.precision}; leave bnb_4bit_quant_storage at auto, or use deepspeed: zero2"
 
@@ -207,8 +224,9 @@ def patience_needs_held_out_documents(config: RunConfig) -> Found:
 
 @rule("merge.output_dir")
 def merged_model_has_a_place_of_its_own(config: RunConfig) -> Found:
-    first = config.merge.output_dir.removeprefix("./").partition("/")[0]
-    taken = first in ("", ".", "..", "archive", "logs", "tensorboard", "final_model") or re.match(r"phase\d+_", first)
-    if taken and not config.merge.output_dir.startswith("/"):
+    path = PurePosixPath(config.merge.output_dir)
+    first = path.parts[0] if path.parts else ""
+    taken = not first or ".." in path.parts or first in OWN_NAMES or is_phase_folder(first)
+    if taken and not path.is_absolute():
         what = f"given {config.merge.output_dir!r}, which the run needs for itself"
         yield None, f"{what}; allowed: another name in the run folder, or an absolute path"

@@ -9,7 +9,7 @@ Paths are bookkeeping because the bytes behind them are fingerprinted instead: a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from phased_cpt.config.values import (
     not_a_boolean,
@@ -17,6 +17,7 @@ from phased_cpt.config.values import (
     one_or_many,
     parse_size,
     path_as_source,
+    place,
     whole_number,
 )
 
@@ -39,6 +40,7 @@ Size = Annotated[
     WithJsonSchema({"type": ["integer", "string"], "examples": ["2GB", "1.5GiB"]}),
 ]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Text, AfterValidator(place)]
 
 
 def recipe(default: Any, sentence: str, **limits: Any) -> Any:
@@ -67,23 +69,23 @@ class Run(Section):
     """What this run is called and where it writes."""
 
     name: str = bookkeeping("phased-cpt", "Name of the run; its folder begins with it.", pattern=RUN_NAME)
-    output_dir: Text = bookkeeping("outputs", "Folder that holds the run folders.")
-    dir: Text | None = bookkeeping(None, "This run's own folder, instead of <output_dir>/<name>-<time>.")
+    output_dir: Place = bookkeeping("outputs", "Folder that holds the run folders.")
+    dir: Place | None = bookkeeping(None, "This run's own folder, instead of <output_dir>/<name>-<time>.")
     seed: Whole = recipe(42, "Seed of the order of the data, of dropout and of fresh weights.", ge=0, lt=2**32)
 
 
 class Model(Section):
     """The base model that the curriculum starts from."""
 
-    name: Text | None = bookkeeping(None, "Base model: a hub id or a folder.")
+    name: Place | None = bookkeeping(None, "Base model: a hub id or a folder.")
     revision: Text | None = bookkeeping(None, "Branch, tag or commit of a hub model; the commit is recorded.")
-    from_config: dict[str, JsonValue] | Text | None = recipe(
+    from_config: dict[str, JsonValue] | Place | None = recipe(
         None, "Start from random weights of this architecture (a config.json's keys, or its path) instead of `name`."
     )
-    tokenizer: Text | None = bookkeeping(
+    tokenizer: Place | None = bookkeeping(
         None, "Tokenizer: hub id, folder or tokenizer.json; the model's own if absent."
     )
-    adapter: Text | None = bookkeeping(None, "LoRA adapter that phase 1 goes on from; a fresh one if absent.")
+    adapter: Place | None = bookkeeping(None, "LoRA adapter that phase 1 continues; a fresh one if absent.")
     precision: Literal["bf16", "fp16", "fp32"] = recipe("bf16", "Number format of weights and activations.")
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "flex_attention", "sdpa", "eager"] = execution(
         "auto", "Attention kernel; auto takes the fastest that keeps packed documents apart."
@@ -129,12 +131,12 @@ class Data(Section):
     split_seed: Whole = recipe(0, "Seed of the split; apart from run.seed, so that runs share a held-out set.", ge=0)
     assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says.")
     parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
-    tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = execution(
+    tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = bookkeeping(
         "auto", "Library that tokenises; auto takes the fastest one that is proven equal."
     )
     on_bad_record: Literal["fail", "skip"] = recipe("fail", "What a line that cannot be read does.")
-    max_bad_share: Real = recipe(0.01, "Largest share of bad lines that skip accepts.", ge=0, le=1)
-    max_line_bytes: Size = execution(256 * 2**20, "Longest line of a file that is read.")
+    max_bad_share: Real = bookkeeping(0.01, "Largest share of bad lines that skip accepts.", ge=0, le=1)
+    max_line_bytes: Size = recipe(256 * 2**20, "Longest line of a file that is read; a longer one is bad.")
 
 
 class Training(Section):
@@ -148,7 +150,7 @@ class Training(Section):
     learning_rate: Real = recipe(1e-4, "Peak learning rate.", gt=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = recipe("cosine", "Shape of the learning rate.")
     warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
-    warmup_steps: Count | None = recipe(None, "Steps of warm-up; rules over warmup_ratio.")
+    warmup_steps: Count | None = recipe(None, "Steps of warm-up; if given, warmup_ratio is not used.")
     decay_ratio: Real = recipe(0.2, "Share of the phase's steps in which wsd cools down.", gt=0, le=1)
     min_lr_ratio: Real = recipe(0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
     optimizer: Text = recipe("adamw_torch_fused", "Optimizer, by the name that the Trainer knows it by.")
@@ -158,7 +160,9 @@ class Training(Section):
     loss: Literal["auto", "chunked", "liger", "plain"] = execution(
         "auto", "How the loss is computed: the same numbers, with more or less memory."
     )
-    deepspeed: Text = execution("auto", "DeepSpeed file: auto, the name of a shipped one (zero2, zero3), or a path.")
+    deepspeed: Place = execution(
+        "auto", "DeepSpeed file: auto, the name of a shipped one (see deepspeed_configs/), or a path."
+    )
 
 
 class Evaluation(Section):
@@ -206,23 +210,21 @@ class Merge(Section):
     """The plain model that is written after the last phase."""
 
     enabled: Flag = bookkeeping(True, "Merge the last adapter into the base when the run is done.")
-    output_dir: Text = bookkeeping("merged_model", "Where to; relative to the run folder.")
+    output_dir: Place = bookkeeping("merged_model", "Where to; relative to the run folder.")
     max_shard_size: Size = bookkeeping(2_000_000_000, "Largest file of the merged model.")
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = bookkeeping(
-        "auto", "Number format of it; auto is model.precision."
-    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = bookkeeping("auto", "Its number format; auto is model.precision.")
 
 
 class Launch(Section):
     """The machine that the phases are launched on."""
 
-    num_gpus: Natural | None = execution(None, "Processes of a phase, one a GPU; every visible GPU if absent.")
+    num_gpus: Natural | None = execution(None, "Processes in a phase, one per GPU; every visible GPU if absent.")
 
 
 class Source(Section):
     """Documents: a file, a folder, a glob, or a data set of the hub."""
 
-    path: Text = bookkeeping(..., "File, folder, glob or hub id.")
+    path: Place = bookkeeping(..., "File, folder or glob, seen from where the command is called; or a hub id.")
     split: Text | None = recipe(None, "Split of a hub data set.")
     weight: Positive = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.")
 
@@ -241,8 +243,8 @@ class Phase(Section):
     description: str = bookkeeping("", "What it is to teach.")
     sources: Sources = recipe(..., "Where its documents come from.", min_length=1)
     eval_sources: Sources = recipe((), "Held-out documents of their own, instead of a share of the sources.")
-    max_steps: Natural | None = recipe(None, "Budget in optimizer steps; rules over tokens and epochs.")
-    tokens: Natural | None = recipe(None, "Budget in trained tokens; rules over epochs.")
+    max_steps: Natural | None = recipe(None, "Budget in optimizer steps; if given, tokens and epochs are not used.")
+    tokens: Natural | None = recipe(None, "Budget in trained tokens; if given, epochs is not used.")
     epochs: Positive = recipe(1.0, "Budget in passes over the sources.")
     handover: Literal["continue", "merge"] = recipe(
         "continue",

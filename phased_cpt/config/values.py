@@ -1,8 +1,11 @@
 """How a written value becomes the value that is meant, where YAML 1.1, Python or pydantic would read it otherwise."""
 
+import os
 import re
 from decimal import Decimal
 from typing import Any
+
+from pydantic_core import PydanticCustomError
 
 UNITS = (
     {"": 1}
@@ -45,6 +48,13 @@ def parse_size(given: Any) -> Any:
     if not match or match[2].upper() not in UNITS:
         raise ValueError("a size is needed")
     return int(Decimal(match[1].replace("_", "")) * UNITS[match[2].upper()])
+
+
+def place(given: str) -> str:
+    """~ is the home folder, as in a shell; $VARIABLES are refused: a run must not depend on whose shell it is."""
+    if re.search(r"\$\{|\$[A-Za-z_]", given):
+        raise PydanticCustomError("variable", "variables are not filled in; write it out, or use --set from a shell")
+    return os.path.expanduser(given)  # noqa: PTH111 - a hub id is no path
 
 
 def path_as_source(given: Any) -> Any:

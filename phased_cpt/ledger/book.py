@@ -13,11 +13,12 @@ from typing import Any
 
 from phased_cpt import __version__
 from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.ledger.choose import next_archive
 from phased_cpt.ledger.fingerprint import Inputs, Weights, differences, fingerprint_of
-from phased_cpt.ledger.match import fresh, inexact, reconcile, require_same
+from phased_cpt.ledger.match import fresh, reconcile, require_same
 from phased_cpt.ledger.record import Attempt, RunRecord, read_record
 from phased_cpt.plan import PhasePlan, Plan
-from phased_cpt.resolved import flat, resolved_values, resolved_yaml
+from phased_cpt.resolved import every_value, resolved_yaml
 from phased_cpt.run_dir import RunDir, publish_file, sync_folder
 
 _RESOLVED_HEAD = (
@@ -35,30 +36,29 @@ class Ledger:
     @classmethod
     def open(cls, run_dir: RunDir, plan: Plan, *, redo_from: str | None = None) -> "Ledger":
         """Begin an attempt: the record is made, or held against the plan and gone on with."""
-        record = read_record(run_dir)
+        plan, record = plan.without_run_dir(), read_record(run_dir)
         if record is None:
             if redo_from is not None:
                 raise InputError(f"--redo-from: no run has begun in {run_dir.root}; leave it out")
             return cls._create(run_dir, plan)
         ledger = cls(run_dir, record)
         ledger._finish_archiving()  # of an attempt that died in the midst of it
-        ledger.record = reconcile(ledger.record, plan, redo_from, _next_number(run_dir))
-        ledger._write(attempts=(*ledger.record.attempts, ledger._attempt(plan)))
+        ledger.record = reconcile(ledger.record, plan, redo_from, next_archive(run_dir))
+        ledger._begin_attempt(plan)
         ledger._finish_archiving()
         return ledger
 
     @classmethod
     def _create(cls, run_dir: RunDir, plan: Plan) -> "Ledger":
         run_dir.root.mkdir(parents=True, exist_ok=True)
-        if left := sorted(path.name for path in run_dir.root.glob("phase[0-9]*_*")):
-            what = f"run.json is gone, but {', '.join(left)} has been trained here"
+        if left := run_dir.phase_folders():
+            what = f"run.json is gone, but {', '.join(path.name for path in left)} has been trained here"
             raise PhasedCptError(f"{run_dir.root}: {what}; restore run.json, or start another run with --new")
         sync_folder(run_dir.root.parent)
-        publish_file(run_dir.config_resolved, f"{_RESOLVED_HEAD}\n{resolved_yaml(plan.anywhere())}".encode())
-        values = flat(resolved_values(plan.anywhere()))
-        record = RunRecord(name=plan.name, created=_now(), values=values, phases=fresh(plan.phases))
-        ledger = cls(run_dir, record)
-        ledger._write(attempts=(ledger._attempt(plan),))
+        publish_file(run_dir.config_resolved, f"{_RESOLVED_HEAD}\n{resolved_yaml(plan)}".encode())
+        values, phases = every_value(plan), fresh(plan.phases)
+        ledger = cls(run_dir, RunRecord(name=plan.name, created=_now(), values=values, config={}, phases=phases))
+        ledger._begin_attempt(plan)
         return ledger
 
     @property
@@ -69,20 +69,29 @@ class Ledger:
         """Whether the phase is published, from these very inputs; refuses where they are others."""
         record = self.record.phase(phase.name)
         if record.fingerprint is not None:
-            require_same(record, fingerprint_of(phase, inputs).parts)
+            require_same(record, fingerprint_of(phase, inputs).parts, phase)
+        if record.published is not None:
+            self._require_there(phase, record.published)
         return record.state == "done"
 
     def begin(self, phase: PhasePlan, inputs: Inputs) -> None:
-        """The phase runs from now on, or goes on."""
-        if self.is_done(phase, inputs) or self.record.phase(phase.name).state == "running":
+        """The phase runs from now on, or goes on: perhaps in another way, which is recorded."""
+        execution = phase.values("execution") | inputs.execution
+        record = self.record.phase(phase.name)
+        if self.is_done(phase, inputs):
             return
-        if owed := [other.name for other in self.record.phases[: phase.number - 1] if other.state != "done"]:
-            raise PhasedCptError(f"phase {phase.name} cannot begin before {', '.join(owed)}")
+        if record.state == "running":
+            self._goes_on(phase, differences(record.execution, execution), execution)
+            return
+        if phase.number > 1:
+            before = self.record.phases[phase.number - 2]
+            if before.published is None or before.published.digest != inputs.start.digest:
+                raise PhasedCptError(f"phase {phase.name} must start from what {before.name} published")
         self._change(
             phase,
             state="running",
             fingerprint=fingerprint_of(phase, inputs),
-            execution=phase.values("execution"),
+            execution=execution,
             started_from=inputs.start,
             started=_now(),
         )
@@ -91,18 +100,36 @@ class Ledger:
         """The phase is done: its weights are on disk, and this line makes them count."""
         if self.record.phase(phase.name).state != "running":
             raise PhasedCptError(f"phase {phase.name} is not running, so it has nothing to publish")
+        self._require_there(phase, weights)
         self._change(phase, state="done", published=weights, finished=_now())
 
     def require_done(self, phase: PhasePlan) -> None:
-        """An exit code of 0 is not proof; this is."""
-        if self.record.phase(phase.name).state != "done":
+        """An exit code of 0 is not proof; what is on disk is, whoever wrote it."""
+        self.record = read_record(self.run_dir) or self.record
+        record = self.record.phase(phase.name)
+        if record.state != "done" or record.published is None:
             raise PhasedCptError(f"phase {phase.name} has ended without publishing anything; see {phase.folder}/logs")
+        self._require_there(phase, record.published)
 
     def published_by(self, phase: PhasePlan) -> Weights:
         weights = self.record.phase(phase.name).published
         if weights is None:
             raise PhasedCptError(f"phase {phase.name} has published nothing yet")
         return weights
+
+    def _require_there(self, phase: PhasePlan, weights: Weights) -> None:
+        folders = [weights.folder, *(adapter.folder for adapter in weights.adapters)]
+        if gone := [folder for folder in folders if folder and not (self.run_dir.root / folder).is_dir()]:
+            mend = f"restore it, or train the phase again with `--redo-from {phase.name}`"
+            raise PhasedCptError(f"phase {phase.name} published {', '.join(gone)}, which is not there; {mend}")
+
+    def _goes_on(self, phase: PhasePlan, inexact: dict[str, tuple[Any, Any]], execution: dict[str, Any]) -> None:
+        """Not to the same bits, where it now runs in another way."""
+        if inexact:
+            *earlier, attempt = self.record.attempts
+            named = {f"{phase.name}.{key}": pair for key, pair in inexact.items()}
+            attempt = attempt.model_copy(update={"inexact": attempt.inexact | named})
+            self._change(phase, execution=execution, attempts=(*earlier, attempt))
 
     def _finish_archiving(self) -> None:
         """Move what an archiving names; a crash on the way leaves it in the record, and it is finished here."""
@@ -122,31 +149,27 @@ class Ledger:
             raise PhasedCptError(f"{target}: {what}; make room for it and call again") from error
         self._write(archiving=None)
 
-    def _attempt(self, plan: Plan) -> Attempt:
-        return Attempt(
+    def _begin_attempt(self, plan: Plan) -> None:
+        attempt = Attempt(
             started=_now(),
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
-            differences=differences(self.record.values, flat(resolved_values(plan.anywhere()))),
-            inexact=inexact(self.record.phases, plan),
+            differences=differences(self.record.values, every_value(plan)),
         )
+        written = plan.config.model_dump(mode="json", exclude_unset=True)
+        self._write(attempts=(*self.record.attempts, attempt), config=written)
 
-    def _change(self, phase: PhasePlan, **fields: Any) -> None:
+    def _change(self, phase: PhasePlan, attempts: tuple[Attempt, ...] | None = None, **fields: Any) -> None:
         phases = [old.model_copy(update=fields) if old.name == phase.name else old for old in self.record.phases]
-        finished = all(changed.state == "done" for changed in phases)
-        self._write(phases=tuple(phases), redoing=None if finished else self.record.redoing)
+        changed = self.record.model_copy(update={"phases": tuple(phases)})
+        redoing = None if changed.is_finished else changed.redoing
+        self._write(phases=changed.phases, redoing=redoing, attempts=attempts or changed.attempts)
 
     def _write(self, **fields: Any) -> None:
         record = self.record.model_copy(update=fields)
         publish_file(self.run_dir.ledger, record.model_dump_json(indent=2).encode() + b"\n")
         self.record = record
-
-
-def _next_number(run_dir: RunDir) -> int:
-    archive = run_dir.archive(0).parent
-    taken = [int(path.name) for path in archive.iterdir() if path.name.isdecimal()] if archive.is_dir() else []
-    return max(taken, default=0) + 1
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Which run folder a command means."""
+"""Which folder a command means: that of a run, or that of an archive within it."""
 
 import re
 from pathlib import Path
@@ -32,6 +32,12 @@ def newest_run(output_dir: Path) -> RunDir:
     if not runs:
         raise InputError(f"no run in {output_dir}/ yet; name one with --run-dir")
     return RunDir(max(runs, key=lambda path: path.name[-15:]))
+
+
+def next_archive(run_dir: RunDir) -> int:
+    """The number of the next archive of a run."""
+    archives = run_dir.archives.iterdir() if run_dir.archives.is_dir() else []
+    return max((int(path.name) for path in archives if path.name.isdecimal()), default=0) + 1
 
 
 def _is_finished(run_dir: RunDir) -> bool:

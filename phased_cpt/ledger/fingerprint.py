@@ -9,9 +9,9 @@ The values stand beside the digest, so that a difference can be shown and not on
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.plan import PhasePlan
@@ -22,7 +22,8 @@ Differences = dict[str, tuple[JsonValue, JsonValue]]
 class Record(BaseModel):
     """A part of run.json."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What a later version has added is kept when this one writes the file; FORMAT rises where that would be wrong.
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Adapter(Record):
@@ -41,6 +42,12 @@ class Weights(Record):
     adapters: tuple[Adapter, ...] = ()
     folder: str = ""  # of a base that a phase has published, relative to the run folder
 
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Self:
+        if self.kind == "adapter" and not self.adapters:
+            raise ValueError("an adapter is to be published, and there is none")
+        return self
+
     @property
     def digest(self) -> str:
         return digest_of([self.kind, self.base, [[adapter.digest, adapter.scale] for adapter in self.adapters]])
@@ -52,6 +59,9 @@ class Inputs(Record):
     start: Weights
     tokenizer: str  # digest
     sources: dict[str, str]  # digest of the bytes, by the order of the sources: "sources.0", "eval_sources.0"
+    execution: dict[str, JsonValue] = Field(
+        default_factory=dict
+    )  # versions, kernels, the DeepSpeed file as it is filled
 
 
 class Fingerprint(Record):

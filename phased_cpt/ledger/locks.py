@@ -34,11 +34,16 @@ def run_lock(run_dir: RunDir) -> Iterator[str]:
         os.ftruncate(file, 0)
         os.pwrite(file, signature.encode(), 0)
         # Signed first, then looked for ranks: one that joins meanwhile sees the signature, or is seen here.
-        with _locked(run_dir.ranks_lock, fcntl.LOCK_EX) as ranks:
-            if ranks is None:
-                mend = f"`fuser {run_dir.ranks_lock}` lists their process ids; end them first"
-                raise RunIsBusy(f"{run_dir.root}: ranks of an earlier run are still alive; {mend}")
+        require_no_ranks(run_dir)
         yield signature
+
+
+def require_no_ranks(run_dir: RunDir) -> None:
+    """Before ranks are launched: those of an earlier job, of this run or another, must be gone."""
+    with _locked(run_dir.ranks_lock, fcntl.LOCK_EX) as ranks:
+        if ranks is None:
+            mend = f"`fuser {run_dir.ranks_lock}` lists their process ids; end them first"
+            raise RunIsBusy(f"{run_dir.root}: ranks of an earlier job are still alive; {mend}")
 
 
 @contextlib.contextmanager
@@ -52,19 +57,21 @@ def rank_lock(run_dir: RunDir, signature: str) -> Iterator[None]:
 
 def holder_of(run_dir: RunDir) -> str | None:
     """Who is at work in the folder, if anyone is (or can be seen to be)."""
-    for path, who in ((run_dir.lock, _holder(run_dir.lock)), (run_dir.ranks_lock, "ranks that outlived their run")):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            if _is_held(path):
-                return who
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        # The conductor's exclusive lock refuses a shared one, the ranks' shared locks refuse an exclusive one; that
+        # one waits, because two who look at once would refuse each other.
+        if _is_held(run_dir.lock, fcntl.LOCK_SH, patience_seconds=0):
+            return _holder(run_dir.lock)
+        if _is_held(run_dir.ranks_lock, fcntl.LOCK_EX, PATIENCE_SECONDS):
+            return "ranks that outlived their run"
     return None
 
 
-def _is_held(path: Path) -> bool:
+def _is_held(path: Path, mode: int, patience_seconds: float) -> bool:
     """Look, for an instant, with no right to write."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # A shared lock is refused by the conductor's exclusive one, an exclusive one by the ranks' shared ones.
-        return not _try(file, fcntl.LOCK_SH if path.name == "run.lock" else fcntl.LOCK_EX, 0, path)
+        return not _try(file, mode, patience_seconds, path)
     finally:
         os.close(file)
 

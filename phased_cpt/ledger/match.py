@@ -8,10 +8,10 @@ from phased_cpt.errors import InputError, LedgerRefuses
 from phased_cpt.ledger.fingerprint import differences, told
 from phased_cpt.ledger.record import Archiving, PhaseRecord, RunRecord
 from phased_cpt.plan import PhasePlan, Plan
-from phased_cpt.run_dir import made_from_all_phases
+from phased_cpt.run_dir import MADE_FROM_ALL_PHASES
 
 
-def reconcile(record: RunRecord, plan: Plan, redo_from: str | None = None, archive_number: int = 0) -> RunRecord:
+def reconcile(record: RunRecord, plan: Plan, redo_from: str | None, archive_number: int) -> RunRecord:
     """The record as it stands under this plan; refuses a plan whose beginning is not what was begun.
 
     New phases at the end are welcome. What is redone, and all that stands on it, is forgotten and marked for the
@@ -27,23 +27,24 @@ def fresh(phases: Sequence[PhasePlan]) -> tuple[PhaseRecord, ...]:
     return tuple(PhaseRecord(name=phase.name, folder=phase.folder) for phase in phases)
 
 
-def require_same(record: PhaseRecord, now: dict[str, Any]) -> None:
+def require_same(record: PhaseRecord, now: dict[str, Any], planned: PhasePlan) -> None:
     """Refuse a phase that has begun as something else, field by field."""
     was = record.fingerprint.parts if record.fingerprint else now
     if found := differences(was, now):
         state = "is done" if record.state == "done" else "has begun"
-        what = f"phase {record.name} {state}, with other values than it has now:\n{told(found)}"
+        what = f"phase {record.name} {state}, with other values than it has now:\n{told(found)}{_hints(found, planned)}"
         raise LedgerRefuses(f"{what}\n{_ways_out(record.name)}")
 
 
-def inexact(phases: Sequence[PhaseRecord], plan: Plan) -> dict[str, tuple[Any, Any]]:
-    """What now runs in another way, in a phase that is half done: it goes on, but not to the same bits."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for old in phases:
-        if old.state == "running":
-            now = plan.phase(old.name).values("execution")
-            found |= {f"{old.name}.{key}": pair for key, pair in differences(old.execution, now).items()}
-    return found
+def _hints(found: dict[str, tuple[Any, Any]], planned: PhasePlan) -> str:
+    """What stands behind a difference that nobody has written as such."""
+    hints = []
+    if planned.batch and (batch := found.get("training.global_batch_size")):
+        keep = f"--set training.global_batch_size={batch[0]}"
+        hints.append(f"    (the batch follows from {planned.batch.ranks} ranks; `{keep}` keeps it as it was)")
+    for key, sources in (("sources", planned.phase.sources), ("eval_sources", planned.phase.eval_sources)):
+        hints += [f"    ({key}.{n} is {source.path})" for n, source in enumerate(sources) if f"{key}.{n}" in found]
+    return "".join(f"\n{hint}" for hint in hints)
 
 
 def _forget(record: RunRecord, plan: Plan, redo_from: str, archive_number: int) -> RunRecord:
@@ -51,7 +52,9 @@ def _forget(record: RunRecord, plan: Plan, redo_from: str, archive_number: int) 
     if redo_from not in names:
         raise InputError(f"--redo-from: this run has no phase {redo_from!r}; it has {', '.join(names)}")
     kept, redone = record.phases[: names.index(redo_from)], record.phases[names.index(redo_from) :]
-    left = (*(phase.folder for phase in redone), *made_from_all_phases(plan.config.merge.output_dir))
+    merged = plan.config.merge.output_dir
+    outside = merged.startswith("/")  # an absolute one is not the run's to move
+    left = (*(phase.folder for phase in redone), *MADE_FROM_ALL_PHASES, *(() if outside else (merged,)))
     archiving = Archiving(number=archive_number, names=left)
     return record.model_copy(update={"phases": kept, "redoing": redo_from, "archiving": archiving})
 
@@ -70,7 +73,7 @@ def _require_match(begun: Sequence[PhaseRecord], plan: Plan) -> None:
             now = f"is {planned.name} now" if planned else "is gone"
             raise LedgerRefuses(f"{old.folder} was phase {old.name}, which {now}\n{_ways_out(old.name)}")
         if old.fingerprint is not None:
-            require_same(old, old.fingerprint.parts | planned.values("recipe"))
+            require_same(old, old.fingerprint.parts | planned.values("recipe"), planned)
 
 
 def _ways_out(name: str) -> str:

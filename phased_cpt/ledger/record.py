@@ -50,7 +50,8 @@ class RunRecord(Record):
     format: int = FORMAT
     name: str
     created: str
-    values: dict[str, JsonValue]  # the first attempt's, as in config_resolved.yaml, which is for people and never read
+    values: dict[str, JsonValue]  # every value of the first attempt, as in config_resolved.yaml, which is never read
+    config: dict[str, JsonValue]  # what was written for the last attempt: the run goes on from its folder alone with it
     phases: tuple[PhaseRecord, ...]
     attempts: tuple[Attempt, ...] = ()
     redoing: str | None = None  # the --redo-from that is under way: the same command goes on with it
@@ -65,7 +66,7 @@ class RunRecord(Record):
         return tuple(phase for phase in self.phases if phase.state != "pending")
 
     def phase(self, name: str) -> PhaseRecord:
-        return next(phase for phase in self.phases if phase.name == name)
+        return {phase.name: phase for phase in self.phases}[name]
 
 
 def read_record(run_dir: RunDir) -> RunRecord | None:

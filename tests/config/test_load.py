@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from phased_cpt.config import Loaded, Lora, Model, Phase, RunConfig, Source, from_objects, load
-from phased_cpt.errors import ConfigError
+from phased_cpt.errors import ConfigError, InputError
 from tests.conftest import Write, with_phases
 
 Problems = Callable[..., list[str]]
@@ -48,8 +48,8 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
         "overlap_tokens below max_tokens (max_tokens / 16 is usual)",
         "run.yaml:13: phases.foundation.epoch: no such key here; did you mean epochs? (keys here: name, description, "
         "sources, eval_sources, max_steps, tokens, epochs, handover, replay, lora, data, training, evaluation)",
-        "run.yaml:14: phases.1.name: given 'Foundation', and an earlier phase is called 'foundation'; "
-        "names differ in more than case",
+        "run.yaml:14: phases.1.name: given 'Foundation', but an earlier phase is called 'foundation'; "
+        "give it another name",
         "run.yaml:15: phases.Foundation.sources.0.wieght: no such key here; did you mean weight? "
         "(keys here: path, split, weight)",
         "run.yaml:15: phases.Foundation.sources.1: given 3; allowed: a mapping with the keys path, split, weight "
@@ -94,6 +94,37 @@ def test_json_gets_the_same_messages(problems: Problems) -> None:
 def test_a_wrong_value_is_shown_with_what_is_allowed(problems: Problems, line: str, problem: str) -> None:
     text = with_phases(line) if not line.startswith("model") else f"{line}\nphases: [{{name: one, sources: a}}]"
     assert problems(text) == [f"run.yaml:{text.splitlines().index(line) + 1}: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("learning_rate: 1e-4", "learning_rate: no such key here; did you mean training.learning_rate?"),
+        ("run: {output_dir: '${HOME}/runs'}", "run.output_dir: given '${HOME}/runs'; variables are not filled in; "
+                                              "write it out, or use --set from a shell"),
+        ("run: {dir: $RUNS/a}", "run.dir: given '$RUNS/a'; variables are not filled in; "
+                                "write it out, or use --set from a shell"),
+        ("run: {dir: *x.jsonl}", "a * begins an alias in YAML; put the text in quotes"),
+        ("run: {dir: @data}", "a text cannot begin with this character; put it in quotes"),
+        ("run: {dir: 'x}", "a quote that is opened near here is not closed"),
+        ("run: {dir: 'a\\0b'}\nlora: {r: !!int 3}", "lora.r: given the tag !!int; allowed: plain values, nothing is built from a tag"),
+    ],
+)  # fmt: skip
+def test_a_mistake_that_many_make_gets_a_hint(write: Write, line: str, hint: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(write(with_phases(line)))
+    assert [hint in told for told in str(refused.value).splitlines()] == [True]
+
+
+def test_a_key_of_a_section_that_stands_in_the_phase_is_sent_there(problems: Problems) -> None:
+    (told,) = problems("model: {name: m}\nphases: [{name: a, sources: x, max_tokens: 512}]")
+    assert "phases.a.max_tokens: no such key here; did you mean data.max_tokens?" in told
+
+
+def test_the_home_folder_is_found(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = loaded("run: {output_dir: ~/runs}\nmodel: {name: m}\nphases: [{name: a, sources: ~/data/*.jsonl}]").config
+    assert (config.run.output_dir, config.phases[0].sources[0].path) == ("/home/ada/runs", "/home/ada/data/*.jsonl")
 
 
 @pytest.mark.parametrize(

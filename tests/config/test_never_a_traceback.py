@@ -67,6 +67,7 @@ def test_any_bytes(content: bytes, folder: Path) -> None:
     answer(content, folder, "any.json")
 
 
+@example(tokens=["? ", "9" * 5000])
 @given(tokens=st.lists(st.sampled_from(TOKENS), max_size=25))
 @settings(max_examples=400)
 def test_anything_that_looks_like_yaml(tokens: list[str], folder: Path) -> None:

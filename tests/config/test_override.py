@@ -43,6 +43,18 @@ def test_any_value_can_be_set(loaded: Load, override: str, get: Callable[..., ob
     assert get(loaded(text).config) != value, "it was not so before"
 
 
+def test_brackets_are_an_index_too(loaded: Load) -> None:
+    assert loaded(MINIMAL, "phases[1].epochs=7").config == loaded(MINIMAL, "phases.1.epochs=7").config
+
+
+def test_a_section_that_is_set_keeps_the_keys_that_are_not_spoken_of(loaded: Load) -> None:
+    text = MINIMAL + "    training: {weight_decay: 0.3}\n    data: {where: {a: 1}}\n"
+    loaded_config = loaded(text, "training={learning_rate: 1e-3}", "data.where={b: 2}")
+    assert (loaded_config.config.training.weight_decay, loaded_config.config.training.learning_rate) == (0.3, 1e-3)
+    assert loaded_config.places["training", "weight_decay"] == "run.yaml:5"
+    assert loaded_config.config.data.where == {"b": 2}, "a value is replaced"
+
+
 def test_a_part_of_a_value_makes_all_of_it_the_command_lines(loaded: Load) -> None:
     places = loaded(MINIMAL + "    data: {where: {type: commit}}", "data.where.007=x", "phases.0.data.where.a=b").places
     assert places["data", "where"] == places["phases", 0, "data", "where"] == "--set"
@@ -66,6 +78,7 @@ def test_the_phases_of_the_defaults_can_be_overridden(loaded: Load) -> None:
     ("override", "problem"),
     [
         ("lora.r", "--set: given 'lora.r'; allowed: section.key=value, such as training.learning_rate=5e-5"),
+        ("evolution.epochs=2", "--set: evolution.epochs: a phase is called phases.evolution; did you mean phases.evolution.epochs?"),
         ("=3", "--set: given '=3'; allowed: section.key=value, such as training.learning_rate=5e-5"),
         ("phases.evolutoin.epochs=1", "--set: phases.evolutoin.epochs: no phase 'evolutoin'; did you mean evolution? "
                                       "(phases: foundation, evolution, or 0 to 1)"),

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from phased_cpt.config import Loaded
+from phased_cpt.config.allowed import keys_at
 from phased_cpt.config.rules import RULES
+from phased_cpt.config.shipped import shipped_names
 
 Problems = Callable[..., list[str]]
 Load = Callable[..., Loaded]
@@ -31,7 +33,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     ),
     "phase_names_differ": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: One, sources: a}",
-        "run.yaml:4: phases.1.name: given 'One', and an earlier phase is called 'one'; names differ in more than case",
+        "run.yaml:4: phases.1.name: given 'One', but an earlier phase is called 'one'; give it another name",
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a}",
     ),
     "overlap_fits_the_window": (
@@ -54,6 +56,17 @@ CASES: dict[str, tuple[str, str, str]] = {
         "model: {name: m}\ntraining: {lr_scheduler: wsd, warmup_ratio: 0.4, decay_ratio: 0.6}\n"
         "phases: [{name: one, sources: a}]",
     ),
+    "an_adapter_needs_its_base": (
+        "model: {from_config: c.json, adapter: old}\nphases: [{name: one, sources: a}]",
+        "run.yaml:1: model.from_config: given beside model.adapter; an adapter fits the base it was trained on, "
+        "not random weights",
+        "model: {name: m, adapter: old}\nphases: [{name: one, sources: a}]",
+    ),
+    "rows_fit_the_positions": (
+        "model: {from_config: {max_position_embeddings: 1024}}\ndata: {max_tokens: 4096}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: data.max_tokens: max_tokens is 4096, and from_config has max_position_embeddings 1024",
+        "model: {from_config: {max_position_embeddings: 4096}}\ndata: {max_tokens: 4096}\nphases: [{name: one, sources: a}]",
+    ),
     "four_bits_store_as_zero3_needs": (
         "model: {name: m, use_4bit: true, bnb_4bit_quant_storage: uint8}\ntraining: {deepspeed: zero3}\n"
         "phases: [{name: one, sources: a}]",
@@ -69,8 +82,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     ),
     "deepspeed_file_is_known": (
         "model: {name: m}\ntraining: {deepspeed: zero4}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: training.deepspeed: given 'zero4'; allowed: auto, zero2, zero2_offload, zero3, zero3_offload, "
-        "or the path of a .json file; did you mean zero3?",
+        "run.yaml:2: training.deepspeed: given 'zero4'; allowed: auto, "
+        f"{', '.join(shipped_names('deepspeed_configs'))}, or the path of a .json file; did you mean zero3?",
         "model: {name: m}\ntraining: {deepspeed: my/zero4.json}\nphases: [{name: one, sources: a}]",
     ),
     "batch_divides": (
@@ -129,7 +142,15 @@ def test_a_broken_rule_says_what_and_where_and_what_mends_it(problems: Problems,
 
 
 def test_every_rule_has_a_case() -> None:
-    assert [rule.check.__name__ for rule in RULES] == list(CASES)
+    assert sorted(rule.check.__name__ for rule in RULES) == sorted(CASES)
+
+
+def test_every_key_that_a_rule_compares_exists() -> None:
+    compared = {name for rule in RULES for name in rule.compares}
+    assert len(compared) > 15
+    for name in compared:
+        section, _, key = name.partition(".")
+        assert key in keys_at(("phases", 0) if section == "phase" else (section,)), name
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,21 @@ def test_a_value_that_several_phases_inherit_is_refused_once_where_it_stands(pro
         "model: {name: m}\ntraining:\n  deepspeed: zero4\nphases: [{name: a, sources: a}, {name: b, sources: a}]"
     )
     assert [problem.split(":")[:3] for problem in found] == [["run.yaml", "3", " training.deepspeed"]]
+
+
+@pytest.mark.parametrize(
+    "output_dir", ["run.json", "./logs/x", "out/../../x", "phase2_evolution", ".", "..", "archive/1", "final_model"]
+)
+def test_the_merged_model_does_not_lie_on_what_the_run_writes(problems: Problems, output_dir: str) -> None:
+    (told,) = problems(f"model: {{name: m}}\nmerge: {{output_dir: {output_dir}}}\nphases: [{{name: one, sources: a}}]")
+    assert "which the run needs for itself" in told
+
+
+@pytest.mark.parametrize("deepspeed", ["auto", "my/stage3.json", "zero3_offload"])
+def test_whatever_may_shard_four_bits_needs_them_stored_alike(problems: Problems, deepspeed: str) -> None:
+    model = "model: {name: m, use_4bit: true, bnb_4bit_quant_storage: uint8}"
+    (told,) = problems(f"{model}\ntraining: {{deepspeed: {deepspeed}}}\nphases: [{{name: one, sources: a}}]")
+    assert "ZeRO-3 shards 4-bit weights only as" in told
 
 
 @pytest.mark.parametrize(

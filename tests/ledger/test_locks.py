@@ -57,7 +57,7 @@ def test_ranks_that_outlive_their_conductor_keep_a_new_run_out(tmp_path: Path) -
         with rank_lock(RunDir(tmp_path), signature):
             pass  # another rank of the same job is welcome
     assert holder_of(RunDir(tmp_path)) == "ranks that outlived their run"
-    with pytest.raises(RunIsBusy, match="ranks of an earlier run are still alive"), run_lock(RunDir(tmp_path)):
+    with pytest.raises(RunIsBusy, match="ranks of an earlier job are still alive"), run_lock(RunDir(tmp_path)):
         pass
     rank.__exit__(None, None, None)
     with run_lock(RunDir(tmp_path)) as signature, rank_lock(RunDir(tmp_path), signature):
@@ -115,6 +115,18 @@ def test_looking_at_the_lock_never_turns_a_run_away(tmp_path: Path) -> None:
         for watcher in watchers:
             watcher.kill()
             watcher.wait()
+
+
+def test_two_who_look_at_once_do_not_see_each_other(tmp_path: Path) -> None:
+    with run_lock(RunDir(tmp_path)):
+        pass
+    program = (
+        "import time; from pathlib import Path; from phased_cpt.ledger.locks import *; from phased_cpt.run_dir import RunDir\n"
+        f"until = time.monotonic() + 1.5; here = RunDir(Path({str(tmp_path)!r}))\n"
+        "while time.monotonic() < until: assert holder_of(here) is None, holder_of(here)"
+    )
+    watchers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [watcher.wait() for watcher in watchers] == [0, 0, 0]
 
 
 def test_status_sees_the_holder_and_needs_no_right_to_write(tmp_path: Path) -> None:
