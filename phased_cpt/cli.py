@@ -10,10 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import RenderableType
 from rich.text import Text
-from typer.core import TyperGroup
 from typer.main import get_command
 
 from phased_cpt import __version__
+from phased_cpt.argv import normalise
 from phased_cpt.config import Loaded, from_record, load
 from phased_cpt.config.allowed import nearest, schema
 from phased_cpt.config.schema import Run
@@ -94,9 +94,8 @@ def status(
     config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False
 ) -> None:
     """Show how far a run has come; of the newest run, if none is named."""
-    planned = (
-        _plan(config, set_, None) if config or set_ else None
-    )  # what is typed is read, also where it decides nothing
+    # What is typed is read and checked, also where --run-dir alone decides.
+    planned = _plan(config, set_, None) if config or set_ else None
     if run_dir is not None:
         chosen = RunDir(run_dir)
     else:
@@ -150,9 +149,7 @@ def _find(config: Path) -> Path:
     if str(config) in shipped:
         return shipped_folder("configs") / f"{config}.yaml"
     near = [str(path) for path in config.parent.glob("*") if path.suffix in (".yaml", ".yml", ".json")]
-    hint = (
-        f"; did you mean {config.stem}?" if config.stem in shipped and not near else nearest(config, [*near, *shipped])
-    )
+    hint = nearest(config, near) or nearest(config.stem, shipped)
     raise InputError(f"{config}: no such file (looked from {Path.cwd()}){hint}")
 
 
@@ -166,73 +163,7 @@ def _print(what: dict[str, Any] | str | RenderableType) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# The command line ----------------------------------------------------------------------------------------------------
-
-
-def normalise(arguments: list[str]) -> list[str]:
-    """The arguments as typer wants them: verb first, `run` if there is none, the launcher's --local_rank taken out.
-
-    --local_rank=3 -c a.yaml plan --json   →   plan -c a.yaml --json
-    """
-    verbs = get_command(app)
-    assert isinstance(verbs, TyperGroup)
-    with_value = _options_with_a_value(verbs)
-    path, options = _verb_first(_without_local_rank(arguments), verbs, with_value)
-    if "--version" in options:
-        return ["--version"]
-    of_the_app = {option for parameter in verbs.params for option in parameter.opts} | {"--help"}
-    no_verb = not path and options and options[0] not in of_the_app
-    return [*(["run"] if no_verb else path), *options]
-
-
-def _verb_first(arguments: list[str], verbs: TyperGroup, with_value: set[str]) -> tuple[list[str], list[str]]:
-    """The verb (and the verb within it), and all the rest behind."""
-    before: list[str] = []
-    rest = list(arguments)
-    while rest and rest[0].startswith("-"):
-        taken = rest[: 2 if rest[0] in with_value else 1]
-        before, rest = [*before, *taken], rest[len(taken) :]
-    if not rest:
-        return [], before
-    if rest[0] not in verbs.commands:
-        _refuse_a_bare_file(rest[0])
-        known = ", ".join(verbs.commands)
-        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {known})")
-    inner = verbs.commands[rest[0]]
-    if isinstance(inner, TyperGroup):
-        path, behind = _verb_first(rest[1:], inner, with_value)
-        return [rest[0], *path], [*before, *behind]
-    for word, previous in zip(rest[1:], rest, strict=False):
-        if previous not in with_value:
-            _refuse_a_bare_file(word)
-    return [rest[0]], [*before, *rest[1:]]
-
-
-def _refuse_a_bare_file(word: str) -> None:
-    if word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-"):
-        raise InputError(f"a configuration is named with -c: did you mean `-c {word}`?")
-
-
-def _options_with_a_value(verbs: TyperGroup) -> set[str]:
-    """The options whose value is the next word, of any verb: read off the verbs, so that there is no second list."""
-    found: set[str] = set()
-    for verb in verbs.commands.values():
-        if isinstance(verb, TyperGroup):
-            found |= _options_with_a_value(verb)
-        found |= {name for option in verb.params if not getattr(option, "is_flag", False) for name in option.opts}
-    return found
-
-
-def _without_local_rank(arguments: list[str]) -> list[str]:
-    """The deepspeed launcher puts --local_rank=N before everything; the ranks read LOCAL_RANK instead."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word in ("--local_rank", "--local-rank"):
-            next(words, None)
-        elif not word.startswith(("--local_rank=", "--local-rank=")):
-            kept.append(word)
-    return kept
+# The way in ----------------------------------------------------------------------------------------------------------
 
 
 @app.callback(invoke_without_command=True)
@@ -248,7 +179,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of odd bytes is shown, not an error of its own
     try:
-        app(normalise(sys.argv[1:] if arguments is None else arguments), prog_name="phased-cpt")
+        typed = sys.argv[1:] if arguments is None else arguments
+        app(normalise(typed, get_command(app)), prog_name="phased-cpt")
     except PhasedCptError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # no permission, no space, a name too long: the system's words, and where

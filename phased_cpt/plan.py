@@ -1,6 +1,7 @@
 """A configuration becomes a plan: every value of every phase, and where it came from. Pure: nothing is read or written.
 
-default ─→ file ─→ phase ─→ command line          the last one that speaks is the origin
+default ─ the run's section ─ the phase's own          the last one that speaks holds, and is the origin
+                └──── --set writes into either ────┘
 """
 
 from collections.abc import Iterator, Mapping
@@ -127,11 +128,11 @@ class PhasePlan:
         idle |= {"training.decay_ratio"} if training.lr_scheduler != "wsd" else set()
         idle |= {"training.min_lr_ratio"} if training.lr_scheduler == "constant" else set()
         idle |= {"data.max_line_bytes"} if self.settings.data.on_bad_record == "fail" else set()
-        idle |= (
-            set() if self.settings.lora.enabled else {f"lora.{key}" for key in Lora.model_fields if key != "enabled"}
-        )
-        # A path may change; what lies there is in the digest of the base.
-        return idle | ({"model.from_config"} if isinstance(self.model.from_config, str) else set())
+        if not self.settings.lora.enabled:
+            idle |= {f"lora.{key}" for key in Lora.model_fields if key != "enabled"}
+        if isinstance(self.model.from_config, str):
+            idle |= {"model.from_config"}  # a path may change; what lies there is in the digest of the base
+        return idle
 
     def _decided(self, change: str) -> dict[str, Any]:
         """What several keys decide together: the budget that rules, the batch in rows, and how it is made up."""

@@ -199,7 +199,7 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
     for section, value in plan.config.model_dump(mode="json", exclude_unset=True, exclude={"phases"}).items():
         values = flat(value, (section,))
         words = (
-            f"{path.removeprefix(f'{section}.')} {_inline(child)}{_typed(path, plan)}" for path, child in values.items()
+            f"{path.removeprefix(f'{section}.')} {_words(child)}{_typed(path, plan)}" for path, child in values.items()
         )
         grid.add_row(Text(section, style="cyan"), " · ".join(words))
     for phase in plan.phases:
@@ -207,11 +207,11 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
             value = getattr(phase.sections()[section], key)
             inherited = getattr(getattr(plan.config, section), key)
             if value != inherited:
-                change = f"{section}.{key} {_inline(value)} (the run: {_inline(inherited)})"
+                change = f"{section}.{key} {_words(value)} (the run: {_words(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
         own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "eval_sources"})
         for key, value in own.items():
-            listed = _inline(
+            listed = _words(
                 [_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value
             )
             grid.add_row(Text(phase.name, style="bold cyan"), f"{key} {listed}")
@@ -236,11 +236,11 @@ def _notes(plan: Plan) -> Iterator[RenderableType]:
         yield Text.assemble(("\ncareful: ", "bold yellow"), warning)
 
 
-def _inline(value: Any) -> str:
+def _words(value: Any) -> str:
     if isinstance(value, float):
         return short(value)
     if isinstance(value, dict):
-        words = ", ".join(f"{key}: {_inline(child)}" for key, child in value.items())
+        words = ", ".join(f"{key}: {_words(child)}" for key, child in value.items())
         return f"{{{words}}}" if len(words) <= 60 else f"{{{words[:57]}…}}"
     if isinstance(value, tuple | list):
         return " ".join(map(str, value))

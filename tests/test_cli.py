@@ -10,7 +10,8 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from phased_cpt.cli import app, normalise
+from phased_cpt.argv import normalise
+from phased_cpt.cli import app
 from phased_cpt.config import load
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import Ledger
@@ -43,19 +44,20 @@ SHELL = [sys.executable, "-m", "phased_cpt"]
         ("plan -c a.yaml --local_rank 0", "plan -c a.yaml"),
         ("-c a.yaml --version", "--version"),
         ("--help", "--help"),
+        ("-h", "-h"),
         ("--version", "--version"),
         ("", ""),
     ],
 )
 def test_what_is_typed_becomes_a_verb_and_its_options(typed: str, meant: str) -> None:
-    assert normalise(typed.split()) == meant.split()
+    assert normalise(typed.split(), get_command(app)) == meant.split()
 
 
 def test_a_verb_that_is_not_there_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, status, config\)"
     ):
-        normalise(["stauts"])
+        normalise(["stauts"], get_command(app))
 
 
 def verbs(group: TyperGroup, path: str = "") -> Iterator[str]:
