@@ -99,9 +99,10 @@ def _own_facts(phase: PhasePlan, plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> RenderableType:
     """The plan on one screen: the phases as rows, then what was set, for all of them or for one."""
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for heading in ("", "phase", "sources", "length", "batch", "learning rate", "rows"):
-        table.add_column(heading, overflow="fold")
+        # On a narrow terminal it is the texts that are folded, never the figures.
+        table.add_column(heading, overflow="fold", no_wrap=heading not in ("phase", "sources"))
     for phase in plan.phases:
         table.add_row(
             str(phase.number),
@@ -148,7 +149,7 @@ def _length(phase: PhasePlan) -> str:
     budget = length_of(phase.budget)
     if phase.budget.unit == "steps":
         return budget
-    return f"{budget}\n{'steps not known yet' if phase.steps is None else f'{phase.steps:,} steps'}"
+    return f"{budget}\n{'? steps yet' if phase.steps is None else f'{phase.steps:,} steps'}"
 
 
 def length_of(budget: Budget) -> str:
@@ -175,14 +176,18 @@ def _batch_rows(phase: PhasePlan) -> str:
 
 def _rate(phase: PhasePlan) -> str:
     training = phase.settings.training
-    warmup = f"{training.warmup_ratio:.3g} of it" if training.warmup_steps is None else f"{training.warmup_steps} steps"
+    warmup = (
+        f"{training.warmup_ratio:.2%}".replace(".00%", "%")
+        if training.warmup_steps is None
+        else f"{training.warmup_steps} steps"
+    )
     end = "" if training.lr_scheduler == "constant" else f" → {short(training.learning_rate * training.min_lr_ratio)}"
-    return f"{short(training.learning_rate)}{end}, {training.lr_scheduler}\nwarm-up {warmup}"
+    return f"{short(training.learning_rate)}{end}\n{training.lr_scheduler}\nwarm-up {warmup}"
 
 
 def _rows(phase: PhasePlan) -> str:
     data = phase.settings.data
-    return f"{data.max_tokens:,} tokens, {data.packing}\noverlap {data.overlap_tokens:,}"
+    return f"{data.max_tokens:,} tokens\n{data.packing}\noverlap {data.overlap_tokens:,}"
 
 
 def short(number: float) -> str:
@@ -227,7 +232,7 @@ def _typed(path: str, plan: Plan) -> str:
 
 def _notes(plan: Plan) -> Iterator[RenderableType]:
     if any(phase.steps is None for phase in plan.phases):
-        yield Text("\nThe steps of epochs and tokens are known once the data is prepared.", style="dim")
+        yield Text("\n? steps: they follow from epochs and tokens once the data is prepared.", style="dim")
     if any(phase.batch is None for phase in plan.phases):
         yield Text(
             "The whole batch is known once the GPUs are: launch.num_gpus, or --set launch.num_gpus=8.", style="dim"

@@ -97,14 +97,17 @@ def test_plan_shows_the_phases_and_what_was_set(write: Write, call: Call) -> Non
         "replay {foundation: 0.1}",
         "b.jsonl",
         "3 epochs",
-        "steps not known yet",
+        "? steps yet",
         "500 steps",
         "48 rows",
         "1 × 6 × 8 ranks",
-        "5e-5 → 0, cosine",
-        "32,768 tokens, best_fit",
+        "5e-5 → 0",
+        "cosine",
+        "warm-up 3%",
+        "32,768 tokens",
+        "best_fit",
         "training.learning_rate 5e-5 (the run: 1e-4)  run.yaml:10 (phase)",
-        "The steps of epochs and tokens are known once the data is prepared.",
+        "? steps: they follow from epochs and tokens once the data is prepared.",
     ):
         assert words in answer.out
 
