@@ -124,6 +124,11 @@ def test_plan_tells_a_program_the_same(write: Write, call: Call) -> None:
     assert facts["phases"][0]["model"]["name"] == {"value": "some/model", "origin": "file", "place": "run.yaml:1"}
     assert facts["tracking"]["wandb"]["enabled"] == {"value": False, "origin": "default", "place": ""}
     assert (facts["phases"][1]["starts_from"], facts["phases"][1]["steps"]) == ("foundation's adapter", None)
+    assert facts["phases"][0]["batch"] == {"rows": None, "micro_batch_size": 1, "accumulation": None, "ranks": None}
+    more = ["--set", "launch.num_gpus=2", "--set", "phases.evolution.max_steps=100"]
+    known = json.loads(call("plan", "-c", "run.yaml", "--json", *more).out)["phases"][1]
+    assert known["batch"] == {"rows": 12, "micro_batch_size": 1, "accumulation": 6, "ranks": 2}
+    assert (known["steps"], known["warmup_steps"]) == (100, 3)
     assert facts["run"]["origins"]["seed"] == {"value": 42, "origin": "default", "place": ""}
     assert facts["phases"][0]["phase"]["sources"]["origin"] == "file"
     assert facts["phases"][0]["phase"]["handover"] == {"value": "continue", "origin": "default", "place": ""}
@@ -138,6 +143,21 @@ def test_config_show_prints_a_configuration_that_can_be_run(write: Write, call: 
     facts = json.loads(call("config", "show", "-c", "run.yaml", "--set", "lora.r=4", "--json").out)
     assert facts["lora.r"] == {"value": 4, "origin": "command line", "place": ""}
     assert facts["phases.foundation.lora.r"]["value"] == 4
+
+
+def test_what_config_show_prints_can_still_be_told_something(write: Write, call: Call) -> None:
+    write(MINIMAL)
+    write(call("config", "show", "-c", "run.yaml", "--set", "phases.0.training.weight_decay=0").out, "shown.yaml")
+    phases = make_plan(load("shown.yaml", ["training.learning_rate=7e-3"])).phases
+    assert [phase.settings.training.learning_rate for phase in phases] == [7e-3, 7e-3]
+    assert [phase.settings.training.weight_decay for phase in phases] == [0, 0.1]
+
+
+def test_what_the_system_refuses_is_told_with_its_place(write: Write, call: Call) -> None:
+    write(MINIMAL)
+    name = "a" * 300
+    assert call("plan", "-c", name)[::2] == (1, f"{name}: File name too long\n")
+    assert call("status", "--run-dir", name).err.endswith("File name too long\n")
 
 
 def test_config_schema_prints_the_shipped_schema(call: Call) -> None:

@@ -297,3 +297,10 @@ def test_the_peak_is_reached_however_much_of_the_phase_warms_up_or_cools_down(pl
     schedule = wsd.phases[0].schedule
     assert schedule is not None
     assert (schedule.warmup_steps, schedule.decay_steps, schedule.rate(150)) == (150, 50, schedule.peak)
+    by_epochs = plan(
+        CURRICULUM, "training.lr_scheduler=wsd", "training.warmup_steps=50", "training.decay_ratio=0.7",
+        ranks=1, prepared={"evolution": Prepared(blocks=180, tokens_trained=1)},
+    )  # fmt: skip
+    schedule = by_epochs.phase("evolution").schedule
+    assert schedule is not None
+    assert (schedule.steps, schedule.decay_steps, schedule.rate(50)) == (60, 10, schedule.peak)

@@ -76,6 +76,8 @@ def test_json_gets_the_same_messages(problems: Problems) -> None:
         ("run: {name: ../up}", "run.name: given '../up'; allowed: letters, digits, dots, dashes and underscores, "
                                "at most 64, the first a letter or a digit"),
         ("run: {output_dir: ''}", "run.output_dir: given ''; allowed: a text"),
+        ("lora: {alpha: .inf}", "lora.alpha: given inf; allowed: a number > 0"),
+        ("lora: {alpha: .nan}", "lora.alpha: given nan; allowed: a number > 0"),
         ("lora: {enabled: 1}", "lora.enabled: given 1; allowed: true or false"),
         ("lora: {dropout: true}", "lora.dropout: given true; allowed: a number ≥ 0 and < 1"),
         ("training: {learning_rate: .inf}", "training.learning_rate: given inf; allowed: a number > 0 and ≤ 1"),

@@ -9,10 +9,10 @@ import pytest
 
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError, LedgerRefuses, PhasedCptError
-from phased_cpt.ledger import Ledger, choose_run_dir, newest_run, read_record
+from phased_cpt.ledger import Ledger, book, choose_run_dir, newest_run, read_record
 from phased_cpt.ledger.fingerprint import Adapter, Inputs, Weights
 from phased_cpt.plan import PhasePlan, Plan, make_plan
-from phased_cpt.run_dir import RunDir
+from phased_cpt.run_dir import RunDir, publish_file
 from tests.conftest import Call, Write
 
 RUN = """\
@@ -389,6 +389,29 @@ class TestRedoing:
         (here.root / "archive").unlink()
         Ledger.open(here, plan(), redo_from="evolution")
         assert (here.archive(1) / "phase2_evolution/best_adapter").exists()
+
+    def test_a_move_that_was_interrupted_is_finished_before_another_redo(self, plan: MakePlan, here: RunDir) -> None:
+        begin_all(Ledger.open(here, plan()), plan())
+        (here.root / "archive").write_text("in the way")
+        with pytest.raises(PhasedCptError):
+            Ledger.open(here, plan(), redo_from="evolution")
+        (here.root / "archive").unlink()
+        Ledger.open(here, plan(), redo_from="pr_mastery")
+        assert (here.archive(1) / "phase2_evolution").is_dir()
+        assert not (here.root / "phase2_evolution").exists(), "it is pending, so nothing of it may lie there"
+
+    def test_moves_are_made_to_last(self, plan: MakePlan, here: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each folder whose list of names has changed is synced, before the record says that the move is over."""
+        done: list[str] = []
+        monkeypatch.setattr(book, "sync_folder", lambda path: done.append(path.name))
+        monkeypatch.setattr(
+            book, "publish_file", lambda path, content: (done.append(path.name), publish_file(path, content))
+        )
+        begin_all(Ledger.open(here, plan()), plan())
+        assert done[:2] == [here.root.parent.name, "config_resolved.yaml"], "the new folder itself is made to last"
+        done.clear()
+        Ledger.open(here, plan(), redo_from="evolution")
+        assert done == ["run.json", "1", "archive", "run.json"]
 
     def test_an_earlier_phase_that_does_not_match_is_refused_before_anything_moves(
         self, plan: MakePlan, here: RunDir
