@@ -95,14 +95,14 @@ def status(
 ) -> None:
     """Show how far a run has come; of the newest run, if none is named."""
     # What is typed is read and checked, also where --run-dir alone decides.
-    planned = _plan(config, set_, None) if config or set_ else None
+    planned = _plan(config, set_, run_dir) if config or set_ else None
     if run_dir is not None:
-        chosen = RunDir(run_dir)
+        chosen = RunDir(run_dir.expanduser())
     else:
         chosen = choose_run_dir(planned) if planned else newest_run(Path(Run().output_dir))
     if not chosen.root.is_dir():
         if planned and not run_dir:
-            raise InputError(f"no run of {config} has begun yet; `phased-cpt run -c {config}` begins one")
+            raise InputError(f"no run of {config} has begun yet; `phased-cpt run` with the same options begins one")
         raise InputError(f"{chosen.root}: no such run folder; name another, or its configuration with -c")
     facts = chosen, read_record(chosen), holder_of(chosen)
     _print(status_facts(*facts) if as_json else status_table(*facts))
@@ -129,16 +129,16 @@ def _plan(config: Path | None, overrides: list[str] | None, run_dir: Path | None
 
 def _load(config: Path | None, overrides: list[str], run_dir: Path | None) -> Loaded:
     """A file, or what a run folder has kept of its last attempt; and --run-dir is run.dir."""
-    if run_dir is not None:
-        overrides = [*overrides, f"run.dir={json.dumps(str(run_dir))}"]
     if config is not None:
-        return load(_find(config), overrides)
+        loaded = load(_find(config), overrides)
+        return loaded.in_folder(str(run_dir.expanduser())) if run_dir else loaded
     if run_dir is None:
         raise InputError("no configuration is named: add `-c FILE`, or `-c demo` to look at a shipped one")
+    run_dir = run_dir.expanduser()
     record = read_record(RunDir(run_dir))
     if record is None:
         raise InputError(f"{run_dir}: no run has begun here; add its configuration with -c")
-    return from_record(record.config, str(RunDir(run_dir).ledger), overrides)
+    return from_record(record.config, str(RunDir(run_dir).ledger), overrides).in_folder(str(run_dir))
 
 
 def _find(config: Path) -> Path:

@@ -181,7 +181,7 @@ def test_config_schema_prints_the_shipped_schema(call: Call) -> None:
         ("plan run.yaml", "a configuration is named with -c: did you mean `-c run.yaml`?"),
         ("run.yaml", "a configuration is named with -c: did you mean `-c run.yaml`?"),
         ("plan -c empty/demo.yaml", "; did you mean demo?"),
-        ("status -c run.yaml", "no run of run.yaml has begun yet; `phased-cpt run -c run.yaml` begins one"),
+        ("status -c run.yaml", "no run of run.yaml has begun yet; `phased-cpt run` with the same options begins one"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_message_on_stderr_and_exit_2(write: Write, call: Call, typed: str, message: str) -> None:

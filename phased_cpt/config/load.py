@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.override import override
 from phased_cpt.config.problems import by_place, path_of, placed, refused_by_schema
-from phased_cpt.config.read import Keys, Written, places_in, read_file
+from phased_cpt.config.read import COMMAND_LINE, Keys, Written, places_in, read_file, value_at
 from phased_cpt.config.rules import RULES
 from phased_cpt.config.schema import RunConfig
-from phased_cpt.config.secrets import secrets_in
-from phased_cpt.errors import ConfigError, Problem
+from phased_cpt.config.secrets import scrubbed, secrets_in
+from phased_cpt.errors import ConfigError, InputError, Problem
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,49 @@ class Loaded:
     config: RunConfig
     places: Mapping[Keys, str] = field(default_factory=dict)  # ("run", "seed") → "run.yaml:3", or "--set"
 
+    def in_folder(self, run_dir: str) -> "Loaded":
+        """The same, in a run folder that was named on the command line."""
+        run = self.config.run.model_copy(update={"dir": run_dir})
+        places = {**self.places, ("run", "dir"): COMMAND_LINE}
+        return Loaded(self.config.model_copy(update={"run": run}), places)
+
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and check a configuration; ConfigError holds every problem at once."""
-    written = read_file(Path(path))
-    unreadable = [(keys, replace(problem, path=path_of(keys, written.values))) for keys, problem in written.problems]
-    _take_out(written.values, [keys for keys, _ in unreadable if _value_at(written.values, keys) is None])
-    found = [*unreadable, *(problem for text in overrides for problem in override(written, text))]
-    secrets = {keys: placed(message, keys, written) for keys, message in secrets_in(written.values)}
-    _take_out(written.values, secrets)
-    return _finish(written, [*found, *secrets.items()])
+    try:
+        written = read_file(Path(path))
+    except InputError as error:
+        raise InputError(scrubbed(str(error))) from None
+    return _finish(written, overrides)
 
 
 def from_record(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
     """A configuration as a run has kept it, so that the run can go on from its folder alone."""
-    written = Written(copy.deepcopy(values), dict.fromkeys(places_in(values, ()), name))
-    return _finish(written, [problem for text in overrides for problem in override(written, text)])
+    return _finish(Written(copy.deepcopy(values), dict.fromkeys(places_in(values, ()), name)), overrides)
 
 
 def from_objects(config: RunConfig) -> Loaded:
     """A configuration that was built in Python, held against the same rules as a file."""
     values = config.model_dump(mode="json", exclude_unset=True)
-    return _finish(Written(values, dict.fromkeys(places_in(values, ()), "Python")), [])
+    return _finish(Written(values, dict.fromkeys(places_in(values, ()), "Python")), ())
 
 
-def _finish(written: Written, found: list[tuple[Keys, Problem]]) -> Loaded:
+def _finish(written: Written, overrides: Sequence[str]) -> Loaded:
     """Hold the values against the schema, and what is right of them against the rules."""
+    found = [(keys, replace(problem, path=path_of(keys, written.values))) for keys, problem in written.problems]
+    _take_out(written.values, [keys for keys, _ in found if value_at(written.values, keys) is None])
+    found += [problem for text in overrides for problem in override(written, text)]
+    secrets = {keys: placed(message, keys, written) for keys, message in secrets_in(written.values)}
+    _take_out(written.values, secrets)
     config, refused = _validate(written)
-    found = [*found, *refused.items()]
+    found += [*secrets.items(), *refused.items()]
     if config is not None:
         found += _broken_rules(config, written, [keys for keys, _ in found])
     if config is None or found:
-        raise ConfigError(sorted({problem for _, problem in found}, key=by_place))
+        told = {
+            replace(problem, path=scrubbed(problem.path), message=scrubbed(problem.message)) for _, problem in found
+        }
+        raise ConfigError(sorted(told, key=by_place))
     return Loaded(config, written.places)
 
 
@@ -76,23 +87,17 @@ def _validate(written: Written) -> tuple[RunConfig | None, dict[Keys, Problem]]:
         return None, problems
 
 
-def _value_at(values: Any, keys: Keys) -> Any:
-    for key in keys:
-        values = values.get(key) if isinstance(values, dict) else values[int(key)] if isinstance(values, list) else None
-    return values
-
-
 def _take_out(values: Any, refused: Iterable[Keys]) -> None:
     """Remove refused values, so that the rules can read the rest; what cannot be missing gets a stand-in."""
     for *above, last in refused:
-        at = values
-        for key in above:
-            at = at[key]
+        at: Any = value_at(values, tuple(above))
         in_a_phase = above[:1] == ["phases"]
-        if above == ["phases"]:
-            at[last] = {"name": f"phase-{last}", "sources": ["?"]}
-        elif isinstance(at, list) or (in_a_phase and last == "path"):
-            at[last] = "?"  # an item of a list leaves its place to nobody: the others keep their index
+        if isinstance(at, list):  # an item leaves its place to nobody: the others keep their index
+            at[int(last)] = {"name": f"phase-{last}", "sources": ["?"]} if above == ["phases"] else "?"
+        elif not isinstance(at, dict):
+            continue  # merged in by `<<`, and overridden since
+        elif in_a_phase and last == "path":
+            at[last] = "?"
         elif in_a_phase and len(above) == 2 and last in ("name", "sources"):
             at[last] = f"phase-{above[1]}" if last == "name" else ["?"]
         else:

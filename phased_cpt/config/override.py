@@ -1,6 +1,7 @@
 """`--set section.key=value`: what the command line puts where a line of the file would have put it."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from phased_cpt.config.allowed import nearest
@@ -13,22 +14,46 @@ from phased_cpt.errors import InputError, Problem
 def override(written: Written, text: str) -> list[tuple[Keys, Problem]]:
     """Apply one override; what is wrong with it is returned, and then nothing is changed."""
     address, equals, value_text = text.partition("=")
-    if not equals or not address.strip():
+    address = address.strip()
+    if not equals or not re.fullmatch(r"[^\s{}]+", address):
+        given = repr(text) if re.fullmatch(r"[\w.=-]*", text) else "something else"  # which may hold anything
         wanted = "section.key=value, such as training.learning_rate=5e-5"
-        return [((), Problem("", f"given {text!r}; allowed: {wanted}", COMMAND_LINE))]
+        return [((), Problem("", f"given {given}; allowed: {wanted}", COMMAND_LINE))]
     try:
-        value = read_value(value_text)
-        parts = re.sub(r"\[(\d+)\]", r".\1", address.strip()).split(".")  # phases[0] is phases.0
-        keys = _put(written.values, _address(parts, written.values), value)
+        parts = re.sub(r"\[(\d+)\]", r".\1", address).split(".")  # phases[0] is phases.0
+        for whole, value in _whole_values(_address(parts, written.values), read_value(value_text)):
+            _set(written, whole, value)
     except InputError as error:
         return [((), Problem(address, str(error).removeprefix(f"{COMMAND_LINE}:1: "), COMMAND_LINE))]
-    if not isinstance(value, dict):
-        for stale in [place for place in written.places if place[: len(keys)] == keys]:
-            del written.places[stale]
-    written.places.update(dict.fromkeys([_whole_value(keys), *places_in(value, keys)], COMMAND_LINE))
+    return []
+
+
+def _whole_values(parts: list[str], value: Any) -> Iterator[tuple[list[str], Any]]:
+    """A section that is set is its keys, each set by itself: those that are not spoken of stay."""
+    if isinstance(value, dict) and _is_section(parts):
+        for key, child in value.items():
+            yield from _whole_values([*parts, key], child)
+    else:
+        yield parts, value
+
+
+def _is_section(parts: list[str]) -> bool:
+    if parts[0] == "phases":
+        return len(parts) == 2 or (len(parts) == 3 and parts[2] in OVERRIDABLE)
+    return len(parts) == 1 or (parts[0] == "tracking" and len(parts) == 2)
+
+
+def _set(written: Written, parts: list[str], value: Any) -> None:
+    """Put a value, and note that it and all above it that was not there come from the command line."""
+    keys = _put(written.values, parts, value)
+    for stale in [place for place in written.places if place[: len(keys)] == keys]:
+        del written.places[stale]
+    whole = keys
+    while len(whole) > 1 and not _is_section([str(key) for key in whole[:-1]]):
+        whole = whole[:-1]  # all of `data.where` came from the command line if a part of it did
+    written.places.update(dict.fromkeys([whole, *places_in(value, keys)], COMMAND_LINE))
     for above in (keys[:depth] for depth in range(1, len(keys))):
         written.places.setdefault(above, COMMAND_LINE)
-    return []
 
 
 def _address(parts: list[str], values: dict[str, Any]) -> list[str]:
@@ -44,6 +69,8 @@ def _address(parts: list[str], values: dict[str, Any]) -> list[str]:
         return ["phases", str(names.index(parts[1])), *parts[2:]]
     if (index := as_index(parts[1])) is not None and index < len(names):
         return parts
+    if not names:
+        raise InputError("`phases` is not a list, so none of them can be called")
     hint = nearest(parts[1], names)
     raise InputError(f"no phase {parts[1]!r}{hint} (phases: {', '.join(names)}, or 0 to {len(names) - 1})")
 
@@ -51,7 +78,8 @@ def _address(parts: list[str], values: dict[str, Any]) -> list[str]:
 def _phase_names(values: dict[str, Any]) -> list[str]:
     phases = values.get("phases")
     listed = phases if isinstance(phases, list) else []
-    return [str(phase.get("name")) if isinstance(phase, dict) else "" for phase in listed]
+    names = [phase.get("name") if isinstance(phase, dict) else None for phase in listed]
+    return [name if isinstance(name, str) else "" for name in names]
 
 
 def _put(values: dict[str, Any], parts: list[str], value: Any) -> Keys:
@@ -64,17 +92,8 @@ def _put(values: dict[str, Any], parts: list[str], value: Any) -> Keys:
             at[key] = {}
         at, keys = at[key], (*keys, key)
     last = _key_in(at, parts[-1], keys)
-    keys = (*keys, last)
-    is_section = len(keys) < len(_whole_value((*keys, "", "", "")))
-    at[last] = _laid_over(at.get(last), value) if is_section and isinstance(at, dict) else value
-    return keys
-
-
-def _laid_over(old: Any, new: Any) -> Any:
-    """A section that is set keeps the keys that are not spoken of."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old | {key: _laid_over(old.get(key), value) for key, value in new.items()}
-    return new
+    at[last] = value
+    return (*keys, last)
 
 
 def _key_in(at: Any, part: str, above: Keys) -> str | int:
@@ -86,10 +105,3 @@ def _key_in(at: Any, part: str, above: Keys) -> str | int:
     if (index := as_index(part)) is not None and index < len(at):
         return index
     raise InputError(f"{dotted(above)} is a list of {len(at)} and has no {part}; the first is 0")
-
-
-def _whole_value(keys: Keys) -> Keys:
-    """The value that a deeper address changes: all of `data.where` came from the command line if a part of it did."""
-    if keys[0] == "phases":
-        return keys[: 4 if len(keys) > 2 and keys[2] in OVERRIDABLE else 3]
-    return keys[: 3 if keys[0] == "tracking" else 2]

@@ -5,21 +5,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from phased_cpt.config.allowed import allowed, choices_at, keys_at, nearest, takes_text
-from phased_cpt.config.read import Keys, Written, as_index, dotted
-from phased_cpt.config.secrets import scrubbed
+from phased_cpt.config.read import Keys, Written, as_index, dotted, value_at
 from phased_cpt.errors import Problem
 
 
 def refused_by_schema(error: ValidationError, written: Written) -> dict[Keys, Problem]:
     """pydantic's findings, one for each place."""
     found: dict[Keys, Problem] = {}
-    for detail in error.errors(include_url=False, include_context=False):
+    # Of the alternatives of a union, the one that was meant comes first.
+    details = sorted(error.errors(include_url=False, include_context=False), key=lambda one: one["type"] != "variable")
+    for detail in details:
         keys, value = _locate(detail["loc"], written.values)
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])
             message = f"nothing given; needed: {allowed(keys)}"
         elif detail["type"] == "extra_forbidden":
-            message = _unknown_key(keys)
+            message = _unknown_key(keys, written)
         elif detail["type"] == "variable":
             message = f"given {_shown(value)}; {detail['msg']}"
         else:
@@ -38,11 +39,11 @@ def _locate(loc: tuple[int | str, ...], at: Any) -> tuple[Keys, Any]:
     return keys, at
 
 
-def _unknown_key(keys: Keys) -> str:
+def _unknown_key(keys: Keys, written: Written) -> str:
     *above, key = keys
     known = keys_at(tuple(above))
-    sections = [name for name in known if key in keys_at((*above, name))]
-    hint = f"; did you mean {sections[0]}.{key}?" if sections else nearest(key, known)
+    elsewhere = [(*above, name, key) for name in known if key in keys_at((*above, name))]
+    hint = f"; did you mean {path_of(elsewhere[0], written.values)}?" if elsewhere else nearest(key, known)
     return f"no such key here{hint} (keys here: {', '.join(known)})"
 
 
@@ -58,7 +59,7 @@ def placed(message: str, keys: Keys, written: Written) -> Problem:
     inside = (place for place in written.places if _is_inside(place, keys))
     around = (keys[:n] for n in range(len(keys), -1, -1))
     near = next((place for place in (keys, *inside, *around) if place in written.places), None)
-    return Problem(scrubbed(path_of(keys, written.values)), message, written.places[near] if near is not None else "")
+    return Problem(path_of(keys, written.values), message, written.places[near] if near is not None else "")
 
 
 def by_place(problem: Problem) -> tuple[str, int, list[tuple[int, str]]]:
@@ -71,7 +72,8 @@ def by_place(problem: Problem) -> tuple[str, int, list[tuple[int, str]]]:
 def path_of(keys: Keys, values: Any) -> str:
     """phases.evolution.training.learning_rate, as --set takes it; a name that is itself in question is not used."""
     if len(keys) > 2 and keys[0] == "phases" and keys[2] != "name":
-        name = values["phases"][keys[1]].get("name")
+        phase = value_at(values, keys[:2])
+        name = phase.get("name") if isinstance(phase, dict) else None
         return dotted(("phases", name if isinstance(name, str) else keys[1], *keys[2:]))
     return dotted(keys)
 

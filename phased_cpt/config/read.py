@@ -74,6 +74,8 @@ def read_value(text: str) -> Any:
     node = _compose(text, COMMAND_LINE)
     walk = _Walk(COMMAND_LINE)
     value = None if node is None else walk.value(node, ())
+    if isinstance(value, str) and re.search(r"\s#", text) and "#" not in value:
+        raise InputError("a # behind a blank begins a comment in YAML; put the text in quotes")
     if walk.problems:
         raise InputError("; ".join(problem.message for _, problem in walk.problems))
     return value
@@ -212,9 +214,13 @@ class _Walk:
                         self._problem(key_node, keys, "given << with something that is not a mapping")
                     else:
                         inherited |= value
-        merged = (*keys, "<<")
-        for place in [place for place in self.places if place[: len(merged)] == merged]:
-            self.places.setdefault((*keys, *place[len(merged) :]), self.places.pop(place))
+        depth = len(keys)
+        for place in [place for place in self.places if place[depth : depth + 1] == ("<<",)]:
+            self.places.setdefault((*keys, *place[depth + 1 :]), self.places.pop(place))
+        self.problems = [
+            ((*keys, *place[depth + 1 :]) if place[depth : depth + 1] == ("<<",) else place, problem)
+            for place, problem in self.problems
+        ]
         return inherited
 
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
@@ -265,6 +271,15 @@ def places_in(value: Any, keys: Keys) -> Iterator[Keys]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield from places_in(child, (*keys, key))
+
+
+def value_at(values: Any, keys: Keys) -> Any:
+    """What stands at a place, None where nothing does."""
+    for key in keys:
+        if key not in (values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()):
+            return None
+        values = values[key]
+    return values
 
 
 def as_index(part: str) -> int | None:

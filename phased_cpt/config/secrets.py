@@ -13,9 +13,12 @@ _SECRET_KEY = re.compile(
     r"|^token$|(^|_)(api|access|auth|bearer|hf|hub|huggingface|wandb|github|gitlab)_?token$"
 )
 _SECRET_VALUE = re.compile(
-    r"(hf_|api_org_)[A-Za-z0-9]{20,}|wandb_v\d+_[A-Za-z0-9_]{20,}|\bsk-[A-Za-z0-9_-]{20,}"
-    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
-    r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY|(?<=://)[^/\s@]+(?=@)"
+    r"(hf_|api_org_)[A-Za-z0-9]{20,}|wandb_v\d+_[A-Za-z0-9_]{20,}"
+    r"|\bsk-[A-Za-z0-9]{20,}|\bsk-(proj|ant|or)-[\w-]{20,}"  # but sk-SK-slovak-corpus.jsonl is a language
+    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
+    r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    # A password in any URL, and whatever stands before the host of a web page; but git@, and alice@ of other systems.
+    r"|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)|(?<=https://)[^/\s@]+(?=@)"
 )
 _WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # looks like a commit, too, so it counts only under a key that says wandb
 _VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

@@ -47,7 +47,10 @@ def parse_size(given: Any) -> Any:
     match = _SIZE.match(given.strip())
     if not match or match[2].upper() not in UNITS:
         raise ValueError("a size is needed")
-    return int(Decimal(match[1].replace("_", "")) * UNITS[match[2].upper()])
+    size = int(Decimal(match[1].replace("_", "")) * UNITS[match[2].upper()])
+    if size >= 2**63:
+        raise ValueError("a smaller size is needed")
+    return size
 
 
 def place(given: str) -> str:

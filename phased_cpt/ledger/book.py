@@ -50,6 +50,8 @@ class Ledger:
 
     @classmethod
     def _create(cls, run_dir: RunDir, plan: Plan) -> "Ledger":
+        if run_dir.root.exists() and not run_dir.root.is_dir():
+            raise InputError(f"{run_dir.root}: this is a file, and a run needs a folder; name another")
         run_dir.root.mkdir(parents=True, exist_ok=True)
         if left := run_dir.phase_folders():
             what = f"run.json is gone, but {', '.join(path.name for path in left)} has been trained here"
@@ -68,10 +70,15 @@ class Ledger:
     def is_done(self, phase: PhasePlan, inputs: Inputs) -> bool:
         """Whether the phase is published, from these very inputs; refuses where they are others."""
         record = self.record.phase(phase.name)
-        if record.fingerprint is not None:
-            require_same(record, fingerprint_of(phase, inputs).parts, phase)
-        if record.published is not None:
-            self._require_there(phase, record.published)
+        try:
+            if record.fingerprint is not None:
+                require_same(record, fingerprint_of(phase, inputs).parts, phase)
+            if record.published is not None:
+                self._require_there(phase, record.published)
+        except PhasedCptError:
+            if self.record.redoing is not None:
+                self._write(redoing=None)  # so that --redo-from, which the message advises, begins anew
+            raise
         return record.state == "done"
 
     def begin(self, phase: PhasePlan, inputs: Inputs) -> None:
@@ -100,6 +107,8 @@ class Ledger:
         """The phase is done: its weights are on disk, and this line makes them count."""
         if self.record.phase(phase.name).state != "running":
             raise PhasedCptError(f"phase {phase.name} is not running, so it has nothing to publish")
+        if not (weights.folder if weights.kind == "base" else weights.adapters[-1].folder):
+            raise PhasedCptError(f"phase {phase.name} publishes a {weights.kind}, but does not say where it lies")
         self._require_there(phase, weights)
         self._change(phase, state="done", published=weights, finished=_now())
 

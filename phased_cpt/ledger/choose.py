@@ -14,7 +14,9 @@ def choose_run_dir(plan: Plan, *, new: bool = False) -> RunDir:
     run = plan.config.run
     if run.dir is not None:
         chosen = RunDir(Path(run.dir))
-        if new and read_record(chosen):
+        if chosen.root.exists() and not chosen.root.is_dir():
+            raise InputError(f"{run.dir}: this is a file, and a run needs a folder; name another")
+        if new and chosen.ledger.exists():
             raise InputError(f"--new: {run.dir} (run.dir) holds a run already; name another, or take run.dir out")
         return chosen
     folders = [] if new else [RunDir(path) for path in run_folders(Path(run.output_dir), run.name)]

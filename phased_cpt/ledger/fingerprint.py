@@ -46,6 +46,9 @@ class Weights(Record):
     def _has_what_it_says(self) -> Self:
         if self.kind == "adapter" and not self.adapters:
             raise ValueError("an adapter is to be published, and there is none")
+        for folder in (self.folder, *(adapter.folder for adapter in self.adapters)):
+            if folder.startswith("/") or ".." in folder.split("/"):
+                raise ValueError(f"{folder!r} does not lie in the run folder")
         return self
 
     @property

@@ -39,9 +39,10 @@ def require_same(record: PhaseRecord, now: dict[str, Any], planned: PhasePlan) -
 def _hints(found: dict[str, tuple[Any, Any]], planned: PhasePlan) -> str:
     """What stands behind a difference that nobody has written as such."""
     hints = []
-    if planned.batch and (batch := found.get("training.global_batch_size")):
-        keep = f"--set training.global_batch_size={batch[0]}"
-        hints.append(f"    (the batch follows from {planned.batch.ranks} ranks; `{keep}` keeps it as it was)")
+    rows = found.get("training.global_batch_size", (None, None))[0]
+    if planned.batch and rows and rows % (planned.batch.micro_batch_size * planned.batch.ranks) == 0:
+        keep = f"--set phases.{planned.name}.training.global_batch_size={rows}"
+        hints.append(f"    (the batch follows from the number of GPUs, {planned.batch.ranks} now; `{keep}` keeps it)")
     for key, sources in (("sources", planned.phase.sources), ("eval_sources", planned.phase.eval_sources)):
         hints += [f"    ({key}.{n} is {source.path})" for n, source in enumerate(sources) if f"{key}.{n}" in found]
     return "".join(f"\n{hint}" for hint in hints)
@@ -52,9 +53,9 @@ def _forget(record: RunRecord, plan: Plan, redo_from: str, archive_number: int) 
     if redo_from not in names:
         raise InputError(f"--redo-from: this run has no phase {redo_from!r}; it has {', '.join(names)}")
     kept, redone = record.phases[: names.index(redo_from)], record.phases[names.index(redo_from) :]
-    merged = plan.config.merge.output_dir
-    outside = merged.startswith("/")  # an absolute one is not the run's to move
-    left = (*(phase.folder for phase in redone), *MADE_FROM_ALL_PHASES, *(() if outside else (merged,)))
+    merged = {plan.config.merge.output_dir, str(record.config.get("merge", {}).get("output_dir", "merged_model"))}
+    inside = sorted(path for path in merged if not path.startswith("/"))  # an absolute one is not the run's to move
+    left = (*(phase.folder for phase in redone), *MADE_FROM_ALL_PHASES, *inside)
     archiving = Archiving(number=archive_number, names=left)
     return record.model_copy(update={"phases": kept, "redoing": redo_from, "archiving": archiving})
 

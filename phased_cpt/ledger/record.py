@@ -1,7 +1,7 @@
 """run.json: which phases, from what, made of what, and what each published."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -51,7 +51,7 @@ class RunRecord(Record):
     name: str
     created: str
     values: dict[str, JsonValue]  # every value of the first attempt, as in config_resolved.yaml, which is never read
-    config: dict[str, JsonValue]  # what was written for the last attempt: the run goes on from its folder alone with it
+    config: dict[str, Any]  # what was written for the last attempt: the run goes on from its folder alone with it
     phases: tuple[PhaseRecord, ...]
     attempts: tuple[Attempt, ...] = ()
     redoing: str | None = None  # the --redo-from that is under way: the same command goes on with it

@@ -104,6 +104,8 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(problems: Problems, line: s
         ("learning_rate: 1e-4", "learning_rate: no such key here; did you mean training.learning_rate?"),
         ("run: {output_dir: '${HOME}/runs'}", "run.output_dir: given '${HOME}/runs'; variables are not filled in; "
                                               "write it out, or use --set from a shell"),
+        ("lora: {target_modules: [a]}\nmerge: {max_shard_size: 99999999999999TB}",
+         "merge.max_shard_size: given '99999999999999TB'; allowed: a size such as 2GB"),
         ("run: {dir: $RUNS/a}", "run.dir: given '$RUNS/a'; variables are not filled in; "
                                 "write it out, or use --set from a shell"),
         ("run: {dir: *x.jsonl}", "a * begins an alias in YAML; put the text in quotes"),
@@ -120,7 +122,7 @@ def test_a_mistake_that_many_make_gets_a_hint(write: Write, line: str, hint: str
 
 def test_a_key_of_a_section_that_stands_in_the_phase_is_sent_there(problems: Problems) -> None:
     (told,) = problems("model: {name: m}\nphases: [{name: a, sources: x, max_tokens: 512}]")
-    assert "phases.a.max_tokens: no such key here; did you mean data.max_tokens?" in told
+    assert "phases.a.max_tokens: no such key here; did you mean phases.a.data.max_tokens?" in told
 
 
 def test_the_home_folder_is_found(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:

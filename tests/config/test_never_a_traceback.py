@@ -56,6 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(content=st.binary(max_size=200))
 @example(content=b"\xef\xbb\xbf")
+@example(content=b"phases:\n  - - {name: a, name: b}")
+@example(content=b"phases:\n - &p {name: a, sources: s, epochs: !!int 3}\n - {<<: *p, name: b}")
+@example(content=b"d: &d {learning_rate: !!float 1}\ntraining: {<<: *d}")
+@example(content=b"d: &d {a: 1, a: 2}\ntraining: {<<: *d}")
+@example(content=b"phases: [{<<: {sources: [!x 1]}, name: a, sources: z}]")
+@example(content=b"data: {max_line_bytes: '" + b"9" * 4400 + b"'}")
 @example(content=b"%YAML 1.99999999999999999999999\n---\na: 1")
 @example(content=b'"\\U00110000": 1')
 @example(content=b"? {a: 1}\n: 2")

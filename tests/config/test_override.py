@@ -55,6 +55,25 @@ def test_a_section_that_is_set_keeps_the_keys_that_are_not_spoken_of(loaded: Loa
     assert loaded_config.config.data.where == {"b": 2}, "a value is replaced"
 
 
+def test_a_phase_that_is_set_keeps_its_other_keys_and_their_origins(loaded: Load) -> None:
+    loaded_config = loaded(
+        MINIMAL, "phases[0]={epochs: 2, training: {weight_decay: 0}}", "phases.evolution={epochs: 3}"
+    )
+    assert [(phase.name, phase.epochs) for phase in loaded_config.config.phases] == [
+        ("foundation", 2),
+        ("evolution", 3),
+    ]
+    assert loaded_config.places["phases", 0, "name"] == "run.yaml:3"
+    assert loaded_config.places["phases", 0, "training", "weight_decay"] == "--set"
+
+
+def test_a_value_within_a_section_is_replaced_and_not_merged(loaded: Load) -> None:
+    text = MINIMAL + "    data: {where: {lang: py, kind: src}}\n"
+    assert loaded(text, "data={where: {x: 1}}").config.data.where == {"x": 1}
+    assert loaded(text, "data.where={x: 1}").config.data.where == {"x": 1}
+    assert loaded(text, "data.where.x=1").config.data.where == {"lang": "py", "kind": "src", "x": 1}
+
+
 def test_a_part_of_a_value_makes_all_of_it_the_command_lines(loaded: Load) -> None:
     places = loaded(MINIMAL + "    data: {where: {type: commit}}", "data.where.007=x", "phases.0.data.where.a=b").places
     assert places["data", "where"] == places["phases", 0, "data", "where"] == "--set"
@@ -79,6 +98,10 @@ def test_the_phases_of_the_defaults_can_be_overridden(loaded: Load) -> None:
     [
         ("lora.r", "--set: given 'lora.r'; allowed: section.key=value, such as training.learning_rate=5e-5"),
         ("evolution.epochs=2", "--set: evolution.epochs: a phase is called phases.evolution; did you mean phases.evolution.epochs?"),
+        ("phases.0.description=fix issue #12", "--set: phases.0.description: a # behind a blank begins a comment in YAML; "
+                                               "put the text in quotes"),
+        ('x{"api_key": "supersecret"}', "--set: given something else; allowed: section.key=value, such as "
+                                        "training.learning_rate=5e-5"),
         ("=3", "--set: given '=3'; allowed: section.key=value, such as training.learning_rate=5e-5"),
         ("phases.evolutoin.epochs=1", "--set: phases.evolutoin.epochs: no phase 'evolutoin'; did you mean evolution? "
                                       "(phases: foundation, evolution, or 0 to 1)"),

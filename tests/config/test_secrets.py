@@ -1,10 +1,15 @@
 """Keys and tokens in a file are refused, with the variable to use instead, and are never repeated."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from phased_cpt.config import Loaded
+from phased_cpt.config import Loaded, Model, RunConfig, from_objects, load
+from phased_cpt.errors import ConfigError
+from phased_cpt.ledger import Ledger
+from phased_cpt.plan import make_plan
+from phased_cpt.run_dir import RunDir
 from tests.conftest import Call, Write, with_phases
 
 Problems = Callable[..., list[str]]
@@ -83,6 +88,36 @@ def test_a_known_value_is_scrubbed_from_any_message(write: Write, call: Call, mo
     answer = call("plan", "-c", "run.yaml", "--set", "lora.r=x my-own-password")
     assert answer.code == 2
     assert "my-own-password" not in answer.err
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "abfss://data@account.dfs.core.windows.net/x.jsonl", "hdfs://alice@namenode/x", "ssh://git@github.com/a/b.jsonl",
+        "git@github.com:a/b", "s3://bucket/x", "hf://datasets/a/b@main/x", "sk-SK-slovak-corpus-of-texts-2021.jsonl",
+        "data/sk-learn-documentation-corpus-2024-full/a.jsonl",
+    ],
+)  # fmt: skip
+def test_innocent_places_are_no_secrets(loaded: Callable[..., Loaded], path: str) -> None:
+    assert (
+        loaded(f"model: {{name: m}}\nphases: [{{name: one, sources: '{path}'}}]").config.phases[0].sources[0].path
+        == path
+    )
+
+
+def test_a_secret_is_refused_wherever_it_comes_from(write: Write, call: Call) -> None:
+    plan = make_plan(load(write("model: {name: m}"), ["launch.num_gpus=1"]))
+    Ledger.open(RunDir(Path("here")), plan)
+    for override in (f"tracking.wandb.entity={CANARY}", "data.where={hf_token: my-own-password}"):
+        answer = call("config", "show", "--run-dir", "here", "--set", override)
+        assert answer.code == 2
+        assert "given a secret (not shown)" in answer.err
+        assert CANARY not in answer.err
+    with pytest.raises(ConfigError, match="given a secret"):
+        from_objects(RunConfig(model=Model(from_config={"hf_token": "abc"})))
+    with pytest.raises(ConfigError) as refused:
+        load(write("model: {name: m}"), [f"phases.{CANARY}.x=1", CANARY, f"model.name=!{CANARY} x"])
+    assert CANARY not in str(refused.value)
 
 
 def test_innocent_words_are_no_secrets(loaded: Callable[..., Loaded]) -> None:

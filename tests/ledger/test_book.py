@@ -64,6 +64,10 @@ def begin_all(ledger: Ledger, plan: Plan, until: str | None = None) -> None:
         start = ledger.published_by(phase)
 
 
+def adapter_in(folder: str) -> Weights:
+    return Weights(kind="adapter", base=BASE.base, adapters=(Adapter(digest="a", folder=folder),))
+
+
 def states(run_dir: RunDir) -> list[str]:
     record = read_record(run_dir)
     assert record is not None
@@ -127,6 +131,15 @@ class TestARun:
         for ask in (lambda: ledger.is_done(phase, inputs()), lambda: ledger.require_done(phase)):
             with pytest.raises(PhasedCptError, match="published phase1_foundation, which is not there; restore it, or"):
                 ask()
+
+    def test_what_is_published_lies_in_the_run(self, plan: MakePlan, here: RunDir) -> None:
+        ledger, phase = Ledger.open(here, plan()), plan().phases[0]
+        ledger.begin(phase, inputs())
+        with pytest.raises(PhasedCptError, match="publishes a base, but does not say where it lies"):
+            ledger.publish(phase, BASE)
+        for folder in ("/tmp/x", "../x"):
+            with pytest.raises(ValueError, match="does not lie in the run folder"):
+                adapter_in(folder)
 
     def test_an_adapter_without_an_adapter_is_none(self) -> None:
         with pytest.raises(ValueError, match="there is none"):
@@ -278,7 +291,12 @@ class TestGoingOn:
         with pytest.raises(LedgerRefuses) as refused:
             Ledger.open(here, plan("launch.num_gpus=4"))
         assert "    training.global_batch_size: was 12, is 24\n" in str(refused.value)
-        assert "(the batch follows from 4 ranks; `--set training.global_batch_size=12` keeps it" in str(refused.value)
+        keep = "--set phases.foundation.training.global_batch_size=12"
+        assert f"(the batch follows from the number of GPUs, 4 now; `{keep}` keeps it)" in str(refused.value)
+        Ledger.open(here, plan("launch.num_gpus=4", keep.removeprefix("--set ")))
+        with pytest.raises(LedgerRefuses) as refused:
+            Ledger.open(here, plan("launch.num_gpus=5"))
+        assert "keeps it" not in str(refused.value), "12 rows cannot be shared by 5"
 
     def test_bookkeeping_is_free_and_each_attempt_says_what_differed(self, plan: MakePlan, here: RunDir) -> None:
         begin_all(Ledger.open(here, plan()), plan(), until="foundation")
@@ -361,6 +379,19 @@ class TestRedoing:
         begin_all(ledger, changed)
         Ledger.open(here, changed, redo_from="evolution")
         assert states(here) == ["done", "pending", "pending"], "but once it is finished, the command means another redo"
+
+    @pytest.mark.parametrize("trouble", ["other data", "a lost folder"])
+    def test_a_redo_under_way_that_was_refused_begins_anew(self, plan: MakePlan, here: RunDir, trouble: str) -> None:
+        """Else the refusal would advise a command that does nothing, for ever."""
+        begin_all(Ledger.open(here, plan()), plan())
+        begin_all(Ledger.open(here, plan(), redo_from="foundation"), plan(), until="evolution")
+        ledger = Ledger.open(here, plan(), redo_from="foundation")
+        if trouble == "a lost folder":
+            shutil.rmtree(here.root / "phase1_foundation")
+        with pytest.raises(PhasedCptError, match="--redo-from foundation"):
+            ledger.is_done(plan().phases[0], inputs(data="e" if trouble == "other data" else "d"))
+        Ledger.open(here, plan(), redo_from="foundation")
+        assert states(here) == ["pending", "pending", "pending"]
 
     def test_a_redo_under_way_with_other_values_begins_anew(self, plan: MakePlan, here: RunDir) -> None:
         begin_all(Ledger.open(here, plan()), plan())
@@ -466,6 +497,18 @@ class TestChoosingTheFolder:
         with pytest.raises(PhasedCptError, match="damaged"):
             choose_run_dir(plan())
 
+    def test_a_file_is_no_run_folder(self, plan: MakePlan, call: Call) -> None:
+        Path("file").write_text("x")
+        with pytest.raises(InputError, match="file: this is a file, and a run needs a folder; name another"):
+            choose_run_dir(plan("run.dir=file"))
+        assert call("run", "-c", "run.yaml", "--run-dir", "file", "--dry-run").code == 2
+
+    def test_a_damaged_record_is_a_run_too(self, plan: MakePlan) -> None:
+        Ledger.open(RunDir(Path("mine")), plan())
+        Path("mine/run.json").write_text("{")
+        with pytest.raises(InputError, match=r"--new: mine .* holds a run already"):
+            choose_run_dir(plan("run.dir=mine"), new=True)
+
     def test_two_new_runs_within_a_second_are_two_runs(self, plan: MakePlan) -> None:
         first, second = (Ledger.open(choose_run_dir(plan(), new=True), plan()).run_dir for _ in range(2))
         assert first != second
@@ -514,7 +557,13 @@ class TestStatus:
 
     def test_what_is_typed_is_read_even_where_it_decides_nothing(self, run_dir: RunDir, call: Call) -> None:
         assert call("status", "--run-dir", str(run_dir.root), "-c", "nope.yaml").code == 2
-        assert call("status", "--run-dir", str(run_dir.root), "--set", "run.seed=1").code == 2
+        assert call("status", "--run-dir", str(run_dir.root), "--set", "run.sede=1").code == 2
+        assert call("status", "--run-dir", str(run_dir.root), "--set", "run.seed=1").code == 0
+
+    def test_the_home_folder_is_found(self, run_dir: RunDir, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(run_dir.root.parent))
+        for verb in ("status", "plan"):
+            assert call(verb, f"--run-dir=~/{run_dir.root.name}").code == 0
 
     def test_it_finds_the_newest_run_of_a_configuration_or_of_all(self, plan: MakePlan, call: Call) -> None:
         for name in ("tales-20260101_000000", "other-20260102_000000"):
