@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test install check format schema clean
+.PHONY: demo test install check format schema bench clean
 
 demo: install
 	$(BIN)/phased-cpt plan -c configs/demo.yaml
@@ -44,6 +44,9 @@ format: install
 schema: install
 	$(BIN)/phased-cpt config schema > configs/schema.json
 	$(BIN)/python tools/reference.py
+
+bench: install
+	$(BIN)/python benchmarks/startup.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis *.egg-info

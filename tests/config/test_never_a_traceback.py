@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_bytes(content: bytes, folder: Path) -> None:
     answer(content, folder, "any.yaml")
     answer(content, folder, "any.json")
+
+
+def test_the_answer_tells_a_configuration_a_message_and_a_traceback_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: what follows would notice."""
+    assert answer(b"model: {name: m}", folder, "good.yaml") is not None
+    assert answer(b"model: 3", folder, "bad.yaml") is None
+    monkeypatch.setattr(sys.modules["phased_cpt.config.load"], "read_file", lambda path: [][0])
+    with pytest.raises(IndexError):
+        answer(b"model: {name: m}", folder, "good.yaml")
 
 
 @example(tokens=["? ", "9" * 5000])

@@ -1,7 +1,9 @@
 """What is done, and what may follow it."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -597,6 +599,21 @@ class TestStatus:
         assert (
             "written by a newer phased_cpt (format 99); upgrade" in call("status", "--run-dir", str(run_dir.root)).err
         )
+
+    def test_a_run_that_is_being_written_is_read_whole_at_any_instant(
+        self, plan: MakePlan, here: RunDir, call: Call
+    ) -> None:
+        Ledger.open(here, plan())
+        writer = os.fork()
+        if writer == 0:
+            while True:
+                begin_all(Ledger.open(here, plan(), redo_from="foundation"), plan())
+        try:
+            seen = {json.loads(call("status", "--run-dir", str(here.root), "--json").out)["state"] for _ in range(300)}
+        finally:
+            os.kill(writer, signal.SIGKILL)
+            os.waitpid(writer, 0)
+        assert len(seen) > 1, "it was being written"
 
     def test_a_run_at_work_says_who_is(self, run_dir: RunDir, call: Call, write: Write) -> None:
         from tests.ledger.test_locks import another_process_holds
