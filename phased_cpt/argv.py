@@ -34,7 +34,7 @@ def _verb_first(arguments: list[str], verbs: TyperGroup, with_value: set[str]) -
     if rest[0] not in verbs.commands:
         _refuse_a_bare_file(rest[0])
         known = ", ".join(verbs.commands)
-        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {known})")
+        raise InputError(f"no verb {rest[0]!r}{nearest(rest[0], verbs.commands)} (verbs: {known}; -h explains them)")
     inner = verbs.commands[rest[0]]
     if isinstance(inner, TyperGroup):
         path, behind = _verb_first(rest[1:], inner, with_value)

@@ -67,6 +67,10 @@ def test_json_is_read_with_its_lines_too(write: Write) -> None:
     assert written.places["run", "seed"] == "run.json:3"
 
 
+def test_the_schema_that_a_json_file_names_for_its_editor_is_passed_over(write: Write) -> None:
+    assert read_file(write('{"$schema": "./schema.json", "run": {}}', "run.json")).values == {"run": {}}
+
+
 def test_anchors_aliases_and_merge_keys_work(write: Write) -> None:
     written = read_file(write("a: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\nc: *base\nd: {<<: [{x: 7}, *base]}\n"))
     assert written.values == {
@@ -196,6 +200,7 @@ def test_json_reads_as_the_values_that_were_written(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values, ensure_ascii=ascii_only, indent="\t"), encoding="utf-8", newline="")
+    values.pop("$schema", None)  # an editor's, not ours
     assert read_file(path).values == values
 
 
