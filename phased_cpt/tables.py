@@ -271,7 +271,7 @@ def status_facts(run_dir: RunDir, record: RunRecord | None, holder: str | None) 
     return {
         "run_dir": str(run_dir.root),
         "name": record.name if record else None,
-        "state": _state(record, holder),
+        "state": _state(run_dir, record, holder),
         "holder": holder,
         "attempts": len(record.attempts) if record else 0,
         "phases": [
@@ -283,7 +283,7 @@ def status_facts(run_dir: RunDir, record: RunRecord | None, holder: str | None) 
 
 def status_table(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> RenderableType:
     """Where a run stands, on one screen."""
-    state = _state(record, holder)
+    state = _state(run_dir, record, holder)
     heading = Text.assemble((str(run_dir.root), "bold"), ": ", (state, STATE_STYLES.get(state, "")))
     if holder:
         heading.append(f" ({holder})", style="dim")
@@ -310,9 +310,11 @@ def _phase_state(phase: PhaseRecord, holder: str | None) -> str:
     return "interrupted" if phase.state == "running" and not holder else phase.state
 
 
-def _state(record: RunRecord | None, holder: str | None) -> str:
+def _state(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> str:
     if holder:
         return "running"
+    if record is None and run_dir.phase_folders():
+        return "run.json is gone"
     if record is None or all(phase.state == "pending" for phase in record.phases):
         return "not begun"
     return "finished" if record.is_finished else "interrupted"

@@ -120,9 +120,12 @@ def an_adapter_needs_its_base(config: RunConfig) -> Found:
 def rows_fit_the_positions(config: RunConfig) -> Found:
     given = config.model.from_config if isinstance(config.model.from_config, dict) else {}
     positions = given.get("max_position_embeddings")
+    rope = given.get("rope_parameters") or given.get("rope_scaling")
+    stretched = isinstance(rope, dict) and rope.get("rope_type", "default") != "default"
     for index, _, at in each_phase(config):
-        if isinstance(positions, int) and at.data.max_tokens > positions and not given.get("rope_scaling"):
-            yield index, f"max_tokens is {at.data.max_tokens}, and from_config has max_position_embeddings {positions}"
+        if isinstance(positions, int) and at.data.max_tokens > positions and not stretched:
+            what = f"max_tokens is {at.data.max_tokens}, and from_config has max_position_embeddings {positions}"
+            yield index, f"{what}; max_tokens at most {positions}, or another rope_type in from_config.rope_parameters"
 
 
 @rule("training.deepspeed", "model.use_4bit", "model.bnb_4bit_quant_storage", "model.precision")

@@ -22,7 +22,8 @@ from phased_cpt.config.values import (
 )
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-# No dots, and not digits alone, so that phases.<name>.… and phases.0.… cannot be confused.
+# No dots, and not digits alone, so that phases.<name>.… and phases.0.… cannot be confused. No name is reserved: the
+# folder of a phase is phase<N>_<name>.
 PHASE_NAME = r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$"
 
 Whole = Annotated[int, BeforeValidator(whole_number)]

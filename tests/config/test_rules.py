@@ -1,13 +1,16 @@
 """One broken configuration for each rule across fields, with the message it gets, and the same one mended."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
-from phased_cpt.config import Loaded
+from phased_cpt.config import Loaded, load
 from phased_cpt.config.allowed import keys_at
 from phased_cpt.config.rules import RULES
 from phased_cpt.config.shipped import shipped_names
+from phased_cpt.errors import ConfigError
+from tests.conftest import Write
 
 Problems = Callable[..., list[str]]
 Load = Callable[..., Loaded]
@@ -64,7 +67,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     ),
     "rows_fit_the_positions": (
         "model: {from_config: {max_position_embeddings: 1024}}\ndata: {max_tokens: 4096}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: data.max_tokens: max_tokens is 4096, and from_config has max_position_embeddings 1024",
+        "run.yaml:2: data.max_tokens: max_tokens is 4096, and from_config has max_position_embeddings 1024; "
+        "max_tokens at most 1024, or another rope_type in from_config.rope_parameters",
         "model: {from_config: {max_position_embeddings: 4096}}\ndata: {max_tokens: 4096}\nphases: [{name: one, sources: a}]",
     ),
     "four_bits_store_as_zero3_needs": (
@@ -194,6 +198,22 @@ def test_a_value_that_several_phases_inherit_is_refused_once_where_it_stands(pro
 def test_the_merged_model_does_not_lie_on_what_the_run_writes(problems: Problems, output_dir: str) -> None:
     (told,) = problems(f"model: {{name: m}}\nmerge: {{output_dir: {output_dir}}}\nphases: [{{name: one, sources: a}}]")
     assert "which the run needs for itself" in told
+
+
+@pytest.mark.parametrize(
+    ("rope", "fits"),
+    [
+        ("rope_parameters: {rope_type: yarn, factor: 4}", True),
+        ("rope_scaling: {rope_type: linear, factor: 4}", True),
+        ("rope_scaling: {rope_type: default}", False),
+        ("rope_parameters: {rope_theta: 10000}", False),
+    ],
+)
+def test_stretched_positions_hold_longer_rows(write: Write, rope: str, fits: bool) -> None:
+    model = f"model: {{from_config: {{max_position_embeddings: 1024, {rope}}}}}"
+    path = write(f"{model}\ndata: {{max_tokens: 4096}}\nphases: [{{name: one, sources: a}}]")
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match="max_position_embeddings 1024"):
+        load(path)
 
 
 @pytest.mark.parametrize("deepspeed", ["auto", "my/stage3.json", "zero3_offload"])

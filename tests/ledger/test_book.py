@@ -585,7 +585,10 @@ class TestStatus:
             (run_dir.root / name).unlink()
         answer = call("status", "--run-dir", str(run_dir.root))
         assert answer.code == 0
-        assert ("interrupted" if missing == "config_resolved.yaml" else "not begun") in answer.out
+        assert ("interrupted" if missing == "config_resolved.yaml" else "run.json is gone") in answer.out
+        shutil.rmtree(run_dir.root / "phase1_foundation")
+        if missing != "config_resolved.yaml":
+            assert "not begun" in call("status", "--run-dir", str(run_dir.root)).out
 
     @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"phases": 3}', "\x00" * 100])
     def test_a_damaged_record_is_named(self, run_dir: RunDir, call: Call, content: str) -> None:
