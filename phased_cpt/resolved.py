@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from phased_cpt.config.inherit import OVERRIDABLE
+from phased_cpt.config.inherit import OVERRIDABLE, with_overlap
 from phased_cpt.config.read import Keys, dotted, plain_scalar
 from phased_cpt.plan import Origin, Plan
 
@@ -19,7 +19,7 @@ COMMENT_COLUMN = 56
 
 def resolved_values(plan: Plan) -> dict[str, Any]:
     """Plain values; a phase holds what differs from the run, so that a value of the run still reaches the others."""
-    values = plan.config.model_dump(mode="json")
+    values = _of_the_run(plan)
     for phase, written in zip(plan.phases, values["phases"], strict=True):
         for name, section in phase.overridable().items():
             own = {key: value for key, value in section.model_dump(mode="json").items() if value != values[name][key]}
@@ -29,10 +29,15 @@ def resolved_values(plan: Plan) -> dict[str, Any]:
 
 def every_value(plan: Plan) -> dict[str, Any]:
     """{"run.seed": 42, "phases.foundation.training.learning_rate": 5e-5, …}: all that holds, in every phase."""
-    values = plan.config.model_dump(mode="json")
+    values = _of_the_run(plan)
     for phase, written in zip(plan.phases, values["phases"], strict=True):
         written |= {name: section.model_dump(mode="json") for name, section in phase.overridable().items()}
     return flat(values)
+
+
+def _of_the_run(plan: Plan) -> dict[str, Any]:
+    config = plan.config
+    return config.model_dump(mode="json") | {"data": with_overlap(config.data, config.data).model_dump(mode="json")}
 
 
 def resolved_yaml(plan: Plan) -> str:

@@ -43,11 +43,12 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     config = plan.config
     in_phases = ("run", "model", *OVERRIDABLE, "phases")
     rest = [name for name in type(config).model_fields if name not in in_phases]
+    for_all = {name: _with_origins(getattr(config, name), (name,), plan) for name in rest}
     run = config.run.model_dump(mode="json")
     return {
         "run": run | {"origins": _with_origins(config.run, ("run",), plan)},
-        **{name: _with_origins(getattr(config, name), (name,), plan) for name in rest},
-        "phases": [_phase_facts(phase, plan) for phase in plan.phases],
+        **for_all,
+        "phases": [_phase_facts(phase, plan) | for_all for phase in plan.phases],
         "warnings": plan.warnings(),
     }
 
@@ -211,7 +212,7 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
         for (section, key), origin in phase.origins.items():
             value = getattr(phase.sections()[section], key)
             inherited = getattr(getattr(plan.config, section), key)
-            if value != inherited:
+            if value != inherited and origin.kind != "default":
                 change = f"{section}.{key} {_words(value)} (the run: {_words(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
         own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "eval_sources"})

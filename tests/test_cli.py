@@ -130,6 +130,7 @@ def test_plan_tells_a_program_the_same(write: Write, call: Call) -> None:
     known = json.loads(call("plan", "-c", "run.yaml", "--json", *more).out)["phases"][1]
     assert known["batch"] == {"rows": 12, "micro_batch_size": 1, "accumulation": 6, "ranks": 2}
     assert (known["steps"], known["warmup_steps"]) == (100, 3)
+    assert facts["phases"][1]["checkpoint"]["every_steps"] == {"value": 50, "origin": "default", "place": ""}
     assert facts["run"]["origins"]["seed"] == {"value": 42, "origin": "default", "place": ""}
     assert facts["phases"][0]["phase"]["sources"]["origin"] == "file"
     assert facts["phases"][0]["phase"]["handover"] == {"value": "continue", "origin": "default", "place": ""}

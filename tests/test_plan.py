@@ -65,6 +65,15 @@ def test_each_value_knows_where_it_came_from(
     assert [phase.origins[section, key] for phase in plan(CURRICULUM, *overrides).phases] == [foundation, evolution]
 
 
+def test_an_overlap_that_nobody_gave_shrinks_with_the_window(plan: Callable[..., Plan]) -> None:
+    text = "model: {name: m}\nphases: [{name: a, sources: x}, {name: b, sources: x, data: {max_tokens: 512}}]"
+    overlaps = [phase.settings.data.overlap_tokens for phase in plan(text).phases]
+    given = [phase.settings.data.overlap_tokens for phase in plan(text, "data.overlap_tokens=100").phases]
+    assert (overlaps, given) == ([2048, 32], [100, 100])
+    assert plan(text).phases[1].origins["data", "overlap_tokens"] == Origin("default")
+    assert "data.overlap_tokens" in plan(text).phases[1].values("recipe")
+
+
 @pytest.mark.requirement("S-01")
 @pytest.mark.parametrize(
     ("phases", "starts"),

@@ -73,6 +73,14 @@ def test_any_value_is_written_so_that_both_yamls_read_it_back(value: object) -> 
     assert yaml.safe_load(written) == value
 
 
+def test_the_overlap_that_follows_is_written_where_it_holds(write: Write, loaded: Load) -> None:
+    first = make_plan(loaded("model: {name: m}\ndata: {max_tokens: 512}\nphases: [{name: one, sources: a}]"))
+    assert resolved_values(first)["data"]["overlap_tokens"] == 32
+    assert resolved_values(first)["phases"][0]["data"] is None
+    again = make_plan(load(write(resolved_yaml(first) + "  - {name: two, sources: b}\n", "again.yaml")))
+    assert again.phases[1].settings.data.overlap_tokens == 32
+
+
 def test_flat_paths_are_those_that_set_takes(loaded: Load) -> None:
     values = flat(resolved_values(make_plan(loaded(ODD))))
     assert values["phases.two.replay"] == {"one": 0.25}

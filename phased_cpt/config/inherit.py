@@ -37,7 +37,7 @@ def settings_of_phases(config: RunConfig) -> list[Settings]:
         found.append(
             Settings(
                 lora=_over(goes_on.lora if goes_on else config.lora, phase.lora),
-                data=_over(config.data, phase.data),
+                data=with_overlap(_over(config.data, phase.data), config.data, phase.data),
                 training=_over(config.training, phase.training),
                 evaluation=_over(config.evaluation, phase.evaluation),
                 from_base=goes_on is None and (index > 0 or config.model.adapter is None),
@@ -45,6 +45,13 @@ def settings_of_phases(config: RunConfig) -> list[Settings]:
             )
         )
     return found
+
+
+def with_overlap(data: Data, *given: Data | None) -> Data:
+    """An overlap that nobody gave shrinks with the window: 2048 of 32768, 32 of 512."""
+    if any(section and "overlap_tokens" in section.model_fields_set for section in given):
+        return data
+    return data.model_copy(update={"overlap_tokens": min(data.overlap_tokens, data.max_tokens // 16)})
 
 
 def _over(base: AnySection, own: AnySection | None) -> AnySection:

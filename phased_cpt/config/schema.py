@@ -120,7 +120,9 @@ class Data(Section):
     )
     where: dict[str, JsonValue] = recipe({}, "Keep only the records whose fields have these values.")
     max_tokens: Whole = recipe(32768, "Length of a training row, in tokens.", ge=2)
-    overlap_tokens: Whole = recipe(2048, "Tokens that a window of a long document repeats as context.", ge=0)
+    overlap_tokens: Whole = recipe(
+        2048, "Tokens that a window of a long document repeats as context; if not given, at most max_tokens / 16.", ge=0
+    )
     overlap_loss: Literal["mask", "count"] = recipe("mask", "Repeated tokens are context only, or are trained again.")
     chunk_long_samples: Flag = recipe(True, "Cut long documents into windows; false keeps only their first max_tokens.")
     packing: Literal["best_fit", "concat", "pad", "none"] = recipe(

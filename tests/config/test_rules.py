@@ -40,8 +40,8 @@ CASES: dict[str, tuple[str, str, str]] = {
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a}",
     ),
     "overlap_fits_the_window": (
-        "model: {name: m}\ndata: {max_tokens: 1024}\nphases: [{name: one, sources: a}]",
-        "run.yaml:2: data.max_tokens: overlap_tokens is 2048 and max_tokens 1024; a window must move on: "
+        "model: {name: m}\ndata: {max_tokens: 1024, overlap_tokens: 1024}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: data.overlap_tokens: overlap_tokens is 1024 and max_tokens 1024; a window must move on: "
         "overlap_tokens below max_tokens (max_tokens / 16 is usual)",
         "model: {name: m}\ndata: {max_tokens: 1024, overlap_tokens: 64}\nphases: [{name: one, sources: a}]",
     ),
@@ -229,7 +229,8 @@ def test_whatever_may_shard_four_bits_needs_them_stored_alike(problems: Problems
         "{name: a, sources: a}, {name: b, sources: a, lora: {dropout: 0}}",
         "{name: a, sources: a, lora: {r: 8}}, {name: b, sources: a}",
         "{name: a, sources: a, lora: {target_modules: [q, v]}}, {name: b, sources: a, lora: {target_modules: [v, q]}}",
-        "{name: a, sources: a, data: {max_tokens: 64, chunk_long_samples: false}}",
+        "{name: a, sources: a, data: {max_tokens: 64, overlap_tokens: 64, chunk_long_samples: false}}",
+        "{name: a, sources: a, data: {max_tokens: 64}}",
         "{name: a, sources: a.json, data: {assistant_only_loss: true, text_field: conversations}}",
     ],
     ids=[
@@ -237,6 +238,7 @@ def test_whatever_may_shard_four_bits_needs_them_stored_alike(problems: Problems
         "settings go on with the adapter",
         "order says nothing",
         "nothing is cut",
+        "the overlap follows",
         "a field of chats",
     ],
 )
@@ -274,6 +276,9 @@ def test_rules_and_refused_values_do_not_get_in_each_others_way(
 
 
 def test_a_rule_points_at_what_was_written_in_the_phase_before_the_run(problems: Problems) -> None:
-    lines = "model: {name: m}\ndata:\n  packing: pad\n  max_tokens: 4096\nphases:\n- name: a\n  sources: a\n"
-    assert problems(lines + "  data: {max_tokens: 512}")[0].startswith("run.yaml:8: phases.a.data.max_tokens: overlap")
-    assert problems(lines.replace("4096", "512"))[0].startswith("run.yaml:4: data.max_tokens: overlap_tokens is 2048")
+    head = "model: {name: m}\ndata:\n  packing: pad\n  overlap_tokens: 600\n  max_tokens: 4096\n"
+    in_phase = "phases:\n- name: a\n  sources: a\n  data: {max_tokens: 512}\n"
+    (told,) = problems(head + in_phase)
+    assert told.startswith("run.yaml:9: phases.a.data.max_tokens: overlap_tokens is 600 and max_tokens 512")
+    (told,) = problems(head.replace("4096", "512") + "phases: [{name: a, sources: a}]")
+    assert told.startswith("run.yaml:4: data.overlap_tokens: overlap_tokens is 600 and max_tokens 512")
