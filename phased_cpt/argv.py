@@ -7,12 +7,14 @@
 from typer.core import TyperGroup
 
 from phased_cpt.config.allowed import nearest
+from phased_cpt.config.secrets import scrubbed
 from phased_cpt.errors import InputError
 
 
 def normalise(arguments: list[str], verbs: object) -> list[str]:
     """The arguments as typer wants them: verb first, `run` if there is none, the launcher's --local_rank taken out."""
     assert isinstance(verbs, TyperGroup)
+    _refuse_secrets(arguments)
     with_value = _options_with_a_value(verbs)
     path, options = _verb_first(_without_local_rank(arguments), verbs, with_value)
     if "--version" in options:
@@ -43,6 +45,14 @@ def _verb_first(arguments: list[str], verbs: TyperGroup, with_value: set[str]) -
         if previous not in with_value:
             _refuse_a_bare_file(word)
     return [rest[0]], [*before, *rest[1:]]
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """typer repeats what it does not know, and what stands in a command line stands in the list of processes too."""
+    if any(scrubbed(word) != word for word in arguments):
+        raise InputError(
+            "given a secret (not shown); take it out of the command line and use HF_TOKEN or WANDB_API_KEY"
+        )
 
 
 def _refuse_a_bare_file(word: str) -> None:

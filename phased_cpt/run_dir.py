@@ -8,7 +8,6 @@ from pathlib import Path
 
 _STAMP = "%Y%m%d_%H%M%S"
 
-
 # What a run writes into its folder, besides its phases.
 OWN_NAMES = (
     "archive",

@@ -100,7 +100,7 @@ class Schedule:
             case "cosine":
                 return 0.5 * (1 + math.cos(math.pi * progress))
             case "wsd":
-                return 1 - math.sqrt(progress)  # the shape that Hägele et al. (arXiv 2405.18392) found best
+                return 1 - math.sqrt(progress)  # reported to be a good shape: docs/decisions/0006
         raise ValueError(f"no learning rate of shape {self.shape!r}")
 
 

@@ -211,7 +211,6 @@ def test_a_run_without_dry_run_says_honestly_that_it_cannot_train_yet(write: Wri
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-@pytest.mark.requirement("R-05")
 def test_a_dry_run_against_a_ledger_that_does_not_match_is_refused_with_exit_4(write: Write, call: Call) -> None:
     from tests.ledger.test_book import begin_all
 

@@ -34,7 +34,6 @@ def plan(loaded: Load) -> Callable[..., Plan]:
     return lambda text, *overrides, **known: make_plan(loaded(text, *overrides), **known)
 
 
-@pytest.mark.requirement("S-02")
 def test_a_phase_has_its_own_values_and_the_runs_for_the_rest(plan: Callable[..., Plan]) -> None:
     foundation, evolution = plan(CURRICULUM).phases
     assert (foundation.settings.training.learning_rate, evolution.settings.training.learning_rate) == (1e-3, 5e-5)
@@ -74,7 +73,6 @@ def test_an_overlap_that_nobody_gave_shrinks_with_the_window(plan: Callable[...,
     assert "data.overlap_tokens" in plan(text).phases[1].values("recipe")
 
 
-@pytest.mark.requirement("S-01")
 @pytest.mark.parametrize(
     ("phases", "starts"),
     [
@@ -92,13 +90,11 @@ def test_each_phase_starts_from_what_the_one_before_published(
     assert [(str(phase.start), phase.fresh_adapter) for phase in planned.phases] == starts
 
 
-@pytest.mark.requirement("S-01")
 def test_the_first_phase_may_start_from_a_given_adapter(plan: Callable[..., Plan]) -> None:
     first = plan("model: {name: m, adapter: old/adapter}\nphases: [{name: a, sources: x}]").phases[0]
     assert (str(first.start), first.fresh_adapter) == ("m + old/adapter", False)
 
 
-@pytest.mark.requirement("S-07")
 @pytest.mark.parametrize(
     ("given", "budget"),
     [
@@ -181,7 +177,6 @@ IN_ANOTHER_FORM = dict.fromkeys(("phases.max_steps", "phases.tokens", "phases.ep
 }
 
 
-@pytest.mark.requirement("R-05")
 def test_every_key_is_free_or_in_the_recipe(plan: Callable[..., Plan]) -> None:
     classes = {
         path: str(field.json_schema_extra["change"])  # type: ignore[index,call-overload]

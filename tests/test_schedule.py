@@ -69,7 +69,6 @@ def test_a_cosine_that_went_on_would_rise_again() -> None:
     assert [Schedule("cosine", 1.0, 8).rate(done) for done in (8, 12, 16)] == [0, 0, 0]
 
 
-@pytest.mark.requirement("S-07")
 @pytest.mark.parametrize(
     ("budget", "blocks", "tokens", "rows", "steps"),
     [

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the schema: `make schema`. The page is checked by a test, never edited by hand."""
+"""Writes docs/configuration.md from the schema (`make schema`); `make check` holds it to that, nobody edits it."""
 
 import json
 import sys

@@ -15,9 +15,8 @@ from phased_cpt.config.schema import Phase, RunConfig
 from phased_cpt.config.shipped import shipped_names
 from phased_cpt.run_dir import OWN_NAMES, is_phase_folder
 
-Found = Iterator[
-    tuple[int | None, str]
-]  # the index of the phase, None for the run; what is wrong and what would be right
+# The index of the phase, or None for the run; what is wrong and what would be right.
+Found = Iterator[tuple[int | None, str]]
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,7 @@ def phase_names_differ(config: RunConfig) -> Found:
     for index, phase in enumerate(config.phases):
         if phase.name.lower() in first:
             other = first[phase.name.lower()]
-            yield (
-                index,
-                f"given {phase.name!r}, but an earlier phase is called {other!r}; give it another name",
-            )
+            yield index, f"given {phase.name!r}, but an earlier phase is called {other!r}; give it another name"
         first.setdefault(phase.name.lower(), phase.name)
 
 
@@ -82,10 +78,8 @@ def overlap_fits_the_window(config: RunConfig) -> Found:
     for index, _, at in each_phase(config):
         nothing_is_cut = not at.data.chunk_long_samples and at.data.packing in ("best_fit", "none")
         if at.data.overlap_tokens >= at.data.max_tokens and not nothing_is_cut:
-            what = (
-                f"overlap_tokens is {at.data.overlap_tokens} and max_tokens {at.data.max_tokens}; a window must move on"
-            )
-            yield index, f"{what}: overlap_tokens below max_tokens (max_tokens / 16 is usual)"
+            what = f"overlap_tokens is {at.data.overlap_tokens} and max_tokens {at.data.max_tokens}"
+            yield index, f"{what}; a window must move on: overlap_tokens below max_tokens (max_tokens / 16 is usual)"
 
 
 @rule("training.warmup_steps", "phase.max_steps")
@@ -188,10 +182,8 @@ def full_training_starts_from_a_base(config: RunConfig) -> Found:
     for index, phase, at in each_phase(config):
         if not at.lora.enabled and not at.from_base:
             base = f"end {config.phases[index - 1].name} with `handover: merge`" if index else "take model.adapter out"
-            yield (
-                index,
-                f"lora.enabled is false, but {phase.name} is to go on with an adapter; to begin from a base, {base}",
-            )
+            what = f"lora.enabled is false, but {phase.name} is to go on with an adapter"
+            yield index, f"{what}; to begin from a base, {base}"
 
 
 @rule("data.assistant_only_loss", "data.text_field", "phase.sources")

@@ -55,6 +55,6 @@ def _is_secret_key(key: str) -> bool:
 
 def _instead(keys: Keys, value: Any) -> str:
     about = f"{dotted(keys)} {value}".lower()
-    variable = "HF_TOKEN" if re.search(r"\bhf_|hugging|hub", about) else "WANDB_API_KEY" if "wandb" in about else ""
+    variable = "HF_TOKEN" if re.search(r"\bhf|hugging|\bhub", about) else "WANDB_API_KEY" if "wandb" in about else ""
     use = f"`export {variable}=…`" if variable else "an environment variable (WANDB_API_KEY, HF_TOKEN)"
     return f"given a secret (not shown); take it out of the file and use {use} instead"

@@ -62,9 +62,8 @@ class Inputs(Record):
     start: Weights
     tokenizer: str  # digest
     sources: dict[str, str]  # digest of the bytes, by the order of the sources: "sources.0", "eval_sources.0"
-    execution: dict[str, JsonValue] = Field(
-        default_factory=dict
-    )  # versions, kernels, the DeepSpeed file as it is filled
+    # Versions, kernels, the DeepSpeed file as it is filled: what only the one who launches knows.
+    execution: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Fingerprint(Record):

@@ -29,7 +29,7 @@ CANARY = "hf_" + "Kj3x9QpLm2Vb7Tz8Wd4R"
         (f"data: {{where: {{a: [b, {CANARY}]}}}}", "data.where.a.1", "`export HF_TOKEN=…`"),
         ("model: {name: 'https://me:secret@host/m'}", "model.name", "an environment variable"),
         ("password: 123", "password", "an environment variable"),
-        ("run: {name: a, hfToken: abc}", "run.hfToken", "an environment variable"),
+        ("run: {name: a, hfToken: abc}", "run.hfToken", "`export HF_TOKEN=…`"),
         ("data: {where: {api-key: abc}}", "data.where.api-key", "an environment variable"),
         (f"tracking: {{wandb: {'0a' * 20}}}", "tracking.wandb", "`export WANDB_API_KEY=…`"),
         ("run: {output_dir: 's3://:secret@host/x'}", "run.output_dir", "an environment variable"),
@@ -118,6 +118,21 @@ def test_a_secret_is_refused_wherever_it_comes_from(write: Write, call: Call) ->
     with pytest.raises(ConfigError) as refused:
         load(write("model: {name: m}"), [f"phases.{CANARY}.x=1", CANARY, f"model.name=!{CANARY} x"])
     assert CANARY not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "typed", [["plan", f"--{CANARY}"], ["plan", CANARY], [CANARY], ["-c", CANARY], ["plan", "--json", CANARY]]
+)
+def test_a_secret_in_the_command_line_is_not_repeated_by_the_parser(call: Call, typed: list[str]) -> None:
+    answer = call(*typed)
+    assert answer.code == 2
+    assert "given a secret (not shown); take it out of the command line" in answer.err
+    assert CANARY not in answer.out + answer.err
+
+
+def test_a_key_of_github_is_not_sent_to_the_hub(problems: Problems) -> None:
+    (told,) = problems(with_phases("data: {where: {github_token: abc}}"))
+    assert "an environment variable (WANDB_API_KEY, HF_TOKEN)" in told
 
 
 def test_innocent_words_are_no_secrets(loaded: Callable[..., Loaded]) -> None:

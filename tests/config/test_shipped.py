@@ -1,9 +1,11 @@
 """The files that come with the package work as they are, and say what they do."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -101,6 +103,21 @@ def test_a_shipped_run_can_be_called_by_its_name_from_anywhere(
 
 
 @pytest.mark.requirement("X-01")
+def test_what_is_installed_is_what_is_pinned_and_all_that_is_asked_for_has_a_pin() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    extras = project["optional-dependencies"]
+    assert {"flash-attn", "gpu-kernels", "tracking", "dev"} == extras.keys()
+    asked = [*project["dependencies"], *extras["tracking"], *extras["dev"]]
+    names = [re.split(r"[>=]", requirement)[0].strip().lower() for requirement in asked]
+    assert [name for name in names if name not in pins] == []
+    installed = {dist.name.lower(): dist.version.partition("+")[0] for dist in importlib.metadata.distributions()}
+    checked = {name: version for name, version in installed.items() if name in pins}
+    assert {"pydantic", "pyyaml", "typer"} <= checked.keys()
+    assert {name: version for name, version in checked.items() if version != pins[name]} == {}
+
+
 def test_a_wheel_carries_the_shipped_files_inside_the_package(tmp_path: Path) -> None:
     pip = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w"]
     build = [sys.executable, *pip, str(tmp_path), str(REPOSITORY)]

@@ -76,7 +76,6 @@ def states(run_dir: RunDir) -> list[str]:
     return [phase.state for phase in record.phases]
 
 
-@pytest.mark.requirement("S-01")
 class TestARun:
     def test_it_is_recorded_phase_by_phase(self, plan: MakePlan, here: RunDir) -> None:
         ledger = Ledger.open(here, plan())
@@ -201,7 +200,6 @@ class TestARun:
         assert read_record(here).attempts[1].differences == {}  # type: ignore[union-attr]
 
 
-@pytest.mark.requirement("R-05")
 class TestGoingOn:
     def test_a_new_phase_at_the_end_of_a_finished_run_is_welcome(self, plan: MakePlan, here: RunDir) -> None:
         begin_all(Ledger.open(here, plan()), plan())

@@ -44,10 +44,12 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
 
 def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
     with another_process_holds("run_lock", tmp_path) as holder:
+        assert holder_of(RunDir(tmp_path)) is not None
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        with run_lock(RunDir(tmp_path)):
-            pass
+        assert holder_of(RunDir(tmp_path)) is None
+        with run_lock(RunDir(tmp_path)) as signature:
+            assert signature
 
 
 def test_ranks_that_outlive_their_conductor_keep_a_new_run_out(tmp_path: Path) -> None:
