@@ -130,6 +130,17 @@ def test_a_secret_in_the_command_line_is_not_repeated_by_the_parser(call: Call, 
     assert CANARY not in answer.out + answer.err
 
 
+def test_the_last_word_is_scrubbed_wherever_it_comes_from(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message about a file says where it was looked for."""
+    (tmp_path / CANARY).mkdir()
+    monkeypatch.chdir(tmp_path / CANARY)
+    answer = call("plan", "-c", "nope.yaml")
+    assert answer.err.startswith("nope.yaml: no such file (looked from ")
+    assert CANARY not in answer.err
+
+
 def test_a_key_of_github_is_not_sent_to_the_hub(problems: Problems) -> None:
     (told,) = problems(with_phases("data: {where: {github_token: abc}}"))
     assert "an environment variable (WANDB_API_KEY, HF_TOKEN)" in told

@@ -120,6 +120,19 @@ class TestARun:
         with pytest.raises(PhasedCptError, match="must start from what evolution published"):
             ledger.begin(plan().phases[2], inputs(other))
 
+    def test_a_phase_begins_from_the_very_weights_that_the_one_before_published(
+        self, plan: MakePlan, here: RunDir
+    ) -> None:
+        ledger, (foundation, evolution, _) = Ledger.open(here, plan()), plan().phases
+        ledger.begin(foundation, inputs())
+        ledger.publish(foundation, adapter(foundation, ledger))
+        other = Weights(kind="adapter", base=BASE.base, adapters=(Adapter(digest="another"),))
+        for start in (other, BASE):
+            with pytest.raises(PhasedCptError, match="phase evolution must start from what foundation published"):
+                ledger.begin(evolution, inputs(start))
+        ledger.begin(evolution, inputs(ledger.published_by(foundation)))
+        assert states(here) == ["done", "running", "pending"]
+
     def test_what_is_published_must_be_there(self, plan: MakePlan, here: RunDir) -> None:
         ledger = Ledger.open(here, plan())
         phase = plan().phases[0]
