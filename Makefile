@@ -1,4 +1,4 @@
-# make demo      install, then show the demo run           make test     install, then the tests
+# make demo      install, then the demo's plan and data    make test     install, then the tests
 # make install   the set-up alone                          make check    style, types, floors, figures of the code
 # make clean     take away what these have made (never outputs/)
 
@@ -9,10 +9,11 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test install check format schema bench clean
+.PHONY: demo test install check format schema bench bench-prepare clean
 
 demo: install
 	$(BIN)/phased-cpt plan -c configs/demo.yaml
+	$(BIN)/phased-cpt prepare -c configs/demo.yaml
 
 test: install
 	$(BIN)/pytest
@@ -47,6 +48,11 @@ schema: install
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/packing.py
+
+# Ten minutes, and needs `pip install trl`.
+bench-prepare: install
+	$(BIN)/python benchmarks/prepare.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis *.egg-info

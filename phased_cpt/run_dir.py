@@ -83,9 +83,12 @@ def run_folders(output_dir: Path, name: str) -> list[Path]:
     return sorted((path for path in paths if pattern.fullmatch(path.name) and path.is_dir()), reverse=True)
 
 
-def publish_file(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename, fsync the folder: a reader sees the old content or the new, at any instant."""
-    beside = path.with_name(f".{path.name}.tmp")
+def publish_file(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Write beside, fsync, rename, fsync the folder: a reader sees the old content or the new, at any instant.
+
+    `shared`: several processes may publish it at once. Others leave no file behind that the next call does not reuse.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         try:

@@ -1,10 +1,11 @@
 """What many tests share: a folder of their own, files written on the page, and the command line called in-process."""
 
+import json
 import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,8 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "people")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE = REPOSITORY / "dataset" / "sample"
+TOKENIZER = SAMPLE / "tokenizer.json"
 
 MINIMAL = """\
     model: {name: some/model}
@@ -70,6 +73,23 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 def loaded(write: Write) -> Callable[..., Loaded]:
     """Load a configuration that stands on the page."""
     return lambda text, *overrides: load(write(text), overrides)
+
+
+@pytest.fixture
+def config(write: Write) -> Callable[..., Path]:
+    """The configuration of a run with one phase for each source."""
+
+    def written(*sources: str, **data: Any) -> Path:
+        phases = [{"name": f"phase_{at}", "sources": source} for at, source in enumerate(sources)]
+        shape = {"model_type": "llama", "vocab_size": 4096, "max_position_embeddings": 512}
+        content = {
+            "model": {"from_config": shape, "tokenizer": str(TOKENIZER)},
+            "data": {"max_tokens": 64, "overlap_tokens": 8, **data},
+            "phases": phases,
+        }
+        return write(json.dumps(content), "run.json")
+
+    return written
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ def test_what_is_typed_becomes_a_verb_and_its_options(typed: str, meant: str) ->
 def test_a_verb_that_is_not_there_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError,
-        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, status, config; -h explains them\)",
+        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, prepare, status, config; -h explains them\)",
     ):
         normalise(["stauts"], get_command(app))
 
@@ -203,12 +203,15 @@ def test_a_dry_run_says_where_it_would_write_and_writes_nothing(write: Write, ca
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_a_run_without_dry_run_says_honestly_that_it_cannot_train_yet(write: Write, call: Call, tmp_path: Path) -> None:
-    write(MINIMAL)
-    answer = call("-c", "run.yaml")
+def test_a_run_prepares_its_data_and_says_honestly_that_it_cannot_train_yet(
+    write: Write, call: Call, config: Callable[..., Path]
+) -> None:
+    write('{"text": "one"}\n{"text": "two"}\n', "a.jsonl")
+    answer = call("-c", str(config("a.jsonl")))
     assert answer.code == 1
-    assert "does not train yet, and nothing was written" in answer.err
-    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    assert "the data is prepared; this version does not train yet, and no run has begun" in answer.err
+    assert "from the cache" in call("prepare", "-c", "run.json").out
+    assert [path.name for path in Path("outputs").iterdir()] == ["cache"]
 
 
 def test_a_dry_run_against_a_ledger_that_does_not_match_is_refused_with_exit_4(write: Write, call: Call) -> None:

@@ -1,12 +1,20 @@
 """What the pages say is held against what is there."""
 
 import re
+from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, Answer, Call, Write
+from tests.conftest import REPOSITORY, SAMPLE, TOKENIZER, Answer, Call, Write
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deepspeed_configs/README.md", "docs/decisions/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "deepspeed_configs/README.md",
+    "docs/decisions/README.md",
+    "dataset/README.md",
+]
 
 
 def test_every_module_is_on_the_map() -> None:
@@ -41,15 +49,18 @@ def test_tests_that_are_named_exist() -> None:
 
 
 def readme_run(write: Write) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    write(blocks[0])
+    """The curriculum of the README, with the sample as its data, and its tokenizer in the place of one of the hub."""
+    text = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)[0]
+    write(text.replace("Qwen2.5-Coder-7B}", f"Qwen2.5-Coder-7B, tokenizer: {TOKENIZER}}}"))
+    for file in SAMPLE.glob("phase*.jsonl"):
+        write(file.read_bytes(), f"dataset/{file.name}")
 
 
 def test_the_curriculum_of_the_readme_and_its_commands_work(write: Write, call: Call) -> None:
     readme_run(write)
     shell = re.findall(r"^phased-cpt (.*?)(?: \||\s+#|$)", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     answers: dict[str, Answer] = {typed: call(*typed.split()) for typed in shell}
-    assert len(answers) == 6
+    assert len(answers) == 8
     assert {typed: answer.code for typed, answer in answers.items() if answer.code} == {"status": 2}, "no run yet"
 
 
@@ -65,7 +76,12 @@ def test_the_mistakes_of_the_readme_are_told_as_it_says(write: Write, call: Call
 
 
 @pytest.mark.requirement("C-03")
-def test_the_python_of_the_readme_works(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {})
+def test_the_python_of_the_readme_works(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    readme_run(write)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), found)
     assert capsys.readouterr().out == "Batch(rows=24, micro_batch_size=1, accumulation=6, ranks=4) 5e-05\n"
+    assert len(blocks) == 2
+    assert found["batch"]["labels"].shape[1] == 8192

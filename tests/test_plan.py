@@ -139,6 +139,7 @@ FREE = [
     "run.name",
     "run.output_dir",
     "run.dir",
+    "run.cache_dir",
     "model.name",
     "model.revision",
     "model.tokenizer",

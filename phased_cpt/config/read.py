@@ -288,4 +288,6 @@ def as_index(part: str) -> int | None:
 
 
 def dotted(keys: Keys) -> str:
-    return ".".join(map(str, keys))
+    """a.0.b, on one line whatever a key holds."""
+    path = ".".join(map(str, keys))
+    return path if path.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in path)

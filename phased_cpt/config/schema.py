@@ -72,6 +72,9 @@ class Run(Section):
     name: str = bookkeeping("phased-cpt", "Name of the run; its folder begins with it.", pattern=RUN_NAME)
     output_dir: Place = bookkeeping("outputs", "Folder that holds the run folders.")
     dir: Place | None = bookkeeping(None, "This run's own folder, instead of <output_dir>/<name>-<time>.")
+    cache_dir: Place | None = bookkeeping(
+        None, "Folder of the tokenised data, shared by runs; <output_dir>/cache if absent."
+    )
     seed: Whole = recipe(42, "Seed of the order of the data, of dropout and of fresh weights.", ge=0, lt=2**32)
 
 
@@ -86,6 +89,7 @@ class Model(Section):
     tokenizer: Place | None = bookkeeping(
         None, "Tokenizer: hub id, folder or tokenizer.json; the model's own if absent."
     )
+    eos_token: Text | None = recipe(None, "Token that ends a document; what the tokenizer says if absent.")
     adapter: Place | None = bookkeeping(None, "LoRA adapter that phase 1 continues; a fresh one if absent.")
     precision: Literal["bf16", "fp16", "fp32"] = recipe("bf16", "Number format of weights and activations.")
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "flex_attention", "sdpa", "eager"] = execution(

@@ -37,7 +37,7 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
         "the first a letter or a digit",
         "run.yaml:1: run.seed: given true; allowed: a whole number ≥ 0 and < 4,294,967,296",
         "run.yaml:4: model.presicion: no such key here; did you mean precision? (keys here: name, revision, "
-        "from_config, tokenizer, adapter, precision, attention, use_4bit, bnb_4bit_quant_storage, trust_remote_code)",
+        "from_config, tokenizer, eos_token, adapter, precision, attention, use_4bit, bnb_4bit_quant_storage, trust_remote_code)",
         "run.yaml:5: model.precision: given 'bf61'; allowed: one of bf16, fp16, fp32; did you mean bf16?",
         "run.yaml:6: lora.r: given 0; allowed: a whole number ≥ 1",
         "run.yaml:6: lora.target_modules: given 'all'; allowed: auto or a list of texts",
@@ -67,7 +67,7 @@ def test_json_gets_the_same_messages(problems: Problems) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("run: 3", "run: given 3; allowed: a mapping with the keys name, output_dir, dir, seed"),
+        ("run: 3", "run: given 3; allowed: a mapping with the keys name, output_dir, dir, cache_dir, seed"),
         ("run: {seed: 1.5}", "run.seed: given 1.5; allowed: a whole number ≥ 0 and < 4,294,967,296"),
         ("run: {seed: -1}", "run.seed: given -1; allowed: a whole number ≥ 0 and < 4,294,967,296"),
         ("run: {seed: .nan}", "run.seed: given nan; allowed: a whole number ≥ 0 and < 4,294,967,296"),
@@ -88,7 +88,7 @@ def test_json_gets_the_same_messages(problems: Problems) -> None:
         ("merge: {max_shard_size: true}", "merge.max_shard_size: given true; allowed: a size such as 2GB"),
         ("tracking: {wandb: {enable: true}}", "tracking.wandb.enable: no such key here; did you mean enabled? "
                                               "(keys here: enabled, project, entity, mode)"),
-        ("model:", "model: given null; allowed: a mapping with the keys name, revision, from_config, tokenizer, adapter, "
+        ("model:", "model: given null; allowed: a mapping with the keys name, revision, from_config, tokenizer, eos_token, adapter, "
                    "precision, attention, use_4bit, bnb_4bit_quant_storage, trust_remote_code"),
     ],
 )  # fmt: skip
@@ -219,7 +219,7 @@ class TestFromPython:
 def test_problems_of_the_file_and_of_the_command_line_come_together(problems: Problems) -> None:
     assert problems(with_phases("run: {sed: 1}"), "lora.r=0") == [
         "--set: lora.r: given 0; allowed: a whole number ≥ 1",
-        "run.yaml:3: run.sed: no such key here; did you mean seed? (keys here: name, output_dir, dir, seed)",
+        "run.yaml:3: run.sed: no such key here; did you mean seed? (keys here: name, output_dir, dir, cache_dir, seed)",
     ]
 
 

@@ -86,6 +86,7 @@ def test_the_answer_tells_a_configuration_a_message_and_a_traceback_apart(
 
 
 @example(tokens=["? ", "9" * 5000])
+@example(tokens=["? ", "model", "\n", "\n  ", "model"])  # a key of two lines
 @given(tokens=st.lists(st.sampled_from(TOKENS), max_size=25))
 @settings(max_examples=400)
 def test_anything_that_looks_like_yaml(tokens: list[str], folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_phases_of_the_defaults_can_be_overridden(loaded: Load) -> None:
         ("phases.evolutoin.epochs=1", "--set: phases.evolutoin.epochs: no phase 'evolutoin'; did you mean evolution? "
                                       "(phases: foundation, evolution, or 0 to 1)"),
         ("phases.2.epochs=1", "--set: phases.2.epochs: no phase '2' (phases: foundation, evolution, or 0 to 1)"),
-        ("run.sede=1", "--set: run.sede: no such key here; did you mean seed? (keys here: name, output_dir, dir, seed)"),
+        ("run.sede=1", "--set: run.sede: no such key here; did you mean seed? (keys here: name, output_dir, dir, cache_dir, seed)"),
         ("run.seed.x=1", "--set: run.seed: given {'x': 1}; allowed: a whole number ≥ 0 and < 4,294,967,296"),
         ("model.name.x=1", "--set: model.name.x: model.name is a single value and has no x; set model.name itself"),
         ("lora.r=[1", "--set: lora.r: not valid YAML: while parsing a flow sequence expected ',' or ']', "

@@ -108,7 +108,7 @@ def test_what_is_installed_is_what_is_pinned_and_all_that_is_asked_for_has_a_pin
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     extras = project["optional-dependencies"]
-    assert {"flash-attn", "gpu-kernels", "tracking", "dev"} == extras.keys()
+    assert {"flash-attn", "gigatoken", "gpu-kernels", "tracking", "dev"} == extras.keys()
     asked = [*project["dependencies"], *extras["tracking"], *extras["dev"]]
     names = [re.split(r"[>=]", requirement)[0].strip().lower() for requirement in asked]
     assert [name for name in names if name not in pins] == []

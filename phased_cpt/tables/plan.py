@@ -1,9 +1,9 @@
-"""What a person sees of a plan and of a ledger, and the same facts for a program."""
+"""What a person sees of a plan, and the same facts for a program."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -11,31 +11,10 @@ from phased_cpt.config import Source
 from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.read import Keys
 from phased_cpt.config.schema import Section
-from phased_cpt.ledger import PhaseRecord, RunRecord
 from phased_cpt.plan import Origin, PhasePlan, Plan
 from phased_cpt.resolved import every_value, flat, origin_of
-from phased_cpt.run_dir import RunDir
 from phased_cpt.schedule import Budget
-
-STATE_STYLES = {"done": "green", "running": "yellow", "interrupted": "yellow", "finished": "green", "pending": "dim"}
-PLAIN_WIDTH = 160  # of a log file or a pipe, where there is no terminal to ask
-
-
-def shown(what: RenderableType, *, stderr: bool = False) -> str:
-    """What a console would print, as wide as the terminal; a pipe gets a width that breaks no row.
-
-    Users' texts may hold [brackets] and :colons:, so neither is a style or a picture here.
-    """
-    options: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
-    console = Console(**options)
-    if not console.is_terminal:
-        console = Console(**options, width=PLAIN_WIDTH)
-    with console.capture() as captured:
-        console.print(what)
-    return captured.get()
-
-
-# plan ----------------------------------------------------------------------------------------------------------------
+from phased_cpt.tables.words import counted, short, words
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
@@ -140,7 +119,7 @@ def _heading(plan: Plan) -> Text:
     where = config.run.dir or f"{config.run.output_dir}/{config.run.name}-<time>"
     return Text.assemble(
         (f"{plan.name}", "bold"),
-        f": {_count(len(plan.phases), 'phase')} on {config.model.name or 'random weights'} ({bits})\n",
+        f": {counted(len(plan.phases), 'phase')} on {config.model.name or 'random weights'} ({bits})\n",
         f"{adapter}\n",
         (f"writes to {where}", "dim"),
     )
@@ -154,12 +133,7 @@ def _length(phase: PhasePlan) -> str:
 
 
 def length_of(budget: Budget) -> str:
-    return _count(budget.amount, budget.unit.removesuffix("s"))
-
-
-def _count(amount: float, noun: str) -> str:
-    figure = f"{amount:,.0f}" if amount == int(amount) else f"{amount:g}"
-    return f"{figure} {noun}{'' if amount == 1 else 's'}"
+    return counted(budget.amount, budget.unit.removesuffix("s"))
 
 
 def _batch(phase: PhasePlan) -> str:
@@ -191,35 +165,25 @@ def _rows(phase: PhasePlan) -> str:
     return f"{data.max_tokens:,} tokens\n{data.packing}\noverlap {data.overlap_tokens:,}"
 
 
-def short(number: float) -> str:
-    """1e-4 and not 0.0001, as people write learning rates."""
-    if number == 0 or number >= 0.01:
-        return f"{number:g}"
-    mantissa, _, exponent = f"{number:.6e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
     """What is no default: for the whole run by section, for a phase beside the value that it would have inherited."""
     grid = Table.grid(padding=(0, 3, 0, 0))
     for section, value in plan.config.model_dump(mode="json", exclude_unset=True, exclude={"phases"}).items():
         values = flat(value, (section,))
-        words = (
-            f"{path.removeprefix(f'{section}.')} {_words(child)}{_typed(path, plan)}" for path, child in values.items()
+        pairs = (
+            f"{path.removeprefix(f'{section}.')} {words(child)}{_typed(path, plan)}" for path, child in values.items()
         )
-        grid.add_row(Text(section, style="cyan"), " · ".join(words))
+        grid.add_row(Text(section, style="cyan"), " · ".join(pairs))
     for phase in plan.phases:
         for (section, key), origin in phase.origins.items():
             value = getattr(phase.sections()[section], key)
             inherited = getattr(getattr(plan.config, section), key)
             if value != inherited and origin.kind != "default":
-                change = f"{section}.{key} {_words(value)} (the run: {_words(inherited)})"
+                change = f"{section}.{key} {words(value)} (the run: {words(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
         own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "eval_sources"})
         for key, value in own.items():
-            listed = _words(
-                [_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value
-            )
+            listed = words([_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value)
             grid.add_row(Text(phase.name, style="bold cyan"), f"{key} {listed}")
     yield Text(
         "Set here; all else is a default (`phased-cpt config show` lists every value and its origin)", style="dim"
@@ -242,17 +206,6 @@ def _notes(plan: Plan) -> Iterator[RenderableType]:
         yield Text.assemble(("\ncareful: ", "bold yellow"), warning)
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, float):
-        return short(value)
-    if isinstance(value, dict):
-        words = ", ".join(f"{key}: {_words(child)}" for key, child in value.items())
-        return f"{{{words}}}" if len(words) <= 60 else f"{{{words[:57]}…}}"
-    if isinstance(value, tuple | list):
-        return " ".join(map(str, value))
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
-
-
 def config_facts(plan: Plan) -> dict[str, Any]:
     """Every resolved value by its dotted path, with its origin."""
     index = {phase.name: number for number, phase in enumerate(plan.phases)}
@@ -262,60 +215,3 @@ def config_facts(plan: Plan) -> dict[str, Any]:
         named: Keys = ("phases", index[keys[1]], *keys[2:]) if keys[0] == "phases" else keys
         facts[path] = _fact(value, origin_of(named, plan))
     return facts
-
-
-# status --------------------------------------------------------------------------------------------------------------
-
-
-def status_facts(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> dict[str, Any]:
-    """Where a run stands, for a program."""
-    return {
-        "run_dir": str(run_dir.root),
-        "name": record.name if record else None,
-        "state": _state(run_dir, record, holder),
-        "holder": holder,
-        "attempts": len(record.attempts) if record else 0,
-        "phases": [
-            phase.model_dump(mode="json") | {"state": _phase_state(phase, holder)}
-            for phase in (record.phases if record else ())
-        ],
-    }
-
-
-def status_table(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> RenderableType:
-    """Where a run stands, on one screen."""
-    state = _state(run_dir, record, holder)
-    heading = Text.assemble((str(run_dir.root), "bold"), ": ", (state, STATE_STYLES.get(state, "")))
-    if holder:
-        heading.append(f" ({holder})", style="dim")
-    if record is None:
-        return heading
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    for name in ("", "phase", "state", "started", "finished", "published"):
-        table.add_column(name)
-    for number, phase in enumerate(record.phases, start=1):
-        table.add_row(str(number), *_phase_row(phase, holder))
-    moved = [name for name in (record.archiving.names if record.archiving else ()) if (run_dir.root / name).exists()]
-    note = f"moves to archive/{record.archiving.number}: {', '.join(moved)}" if record.archiving and moved else ""
-    attempts = f"{_count(len(record.attempts), 'attempt')}, the first on {record.created}"
-    return Group(heading, Text(attempts, style="dim"), "", table, *filter(None, [note]))
-
-
-def _phase_row(phase: PhaseRecord, holder: str | None) -> tuple[str | Text, ...]:
-    state = _phase_state(phase, holder)
-    published = f"{phase.published.kind} {phase.published.digest[:12]}" if phase.published else ""
-    return phase.name, Text(state, style=STATE_STYLES[state]), phase.started or "", phase.finished or "", published
-
-
-def _phase_state(phase: PhaseRecord, holder: str | None) -> str:
-    return "interrupted" if phase.state == "running" and not holder else phase.state
-
-
-def _state(run_dir: RunDir, record: RunRecord | None, holder: str | None) -> str:
-    if holder:
-        return "running"
-    if record is None and run_dir.phase_folders():
-        return "run.json is gone"
-    if record is None or all(phase.state == "pending" for phase in record.phases):
-        return "not begun"
-    return "finished" if record.is_finished else "interrupted"

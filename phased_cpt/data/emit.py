@@ -1,0 +1,52 @@
+"""Prepared data as plain files, for other programs and for eyes.
+
+DIR/phase1_foundation.train.jsonl   a row a line: input_ids, position_ids, labels, in the order of the blocks
+DIR/phase1_foundation.train.bin     the documents as ids, with .bin.meta.json beside
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from phased_cpt.data.bin import write_bin
+from phased_cpt.data.index import Share
+from phased_cpt.data.prepare import PreparedRun, PreparedSplit
+from phased_cpt.run_dir import sync_folder
+
+
+def rows(run: PreparedRun, folder: Path) -> None:
+    """The rows that a model is trained and measured on; a file appears whole or not at all."""
+    for name, split in _splits(run, folder):
+        made, beside = folder / f"{name}.jsonl", folder / f".{name}.jsonl.tmp"
+        with beside.open("w") as file:
+            blocks = split.index.blocks
+            for row in map(blocks.__getitem__, range(len(blocks))):
+                plain = {key: row[key].tolist() for key in ("input_ids", "position_ids", "labels")}
+                file.write(json.dumps(plain) + "\n")
+            os.fsync(file.fileno())
+        os.replace(beside, made)
+    sync_folder(folder)
+
+
+def documents(run: PreparedRun, folder: Path) -> None:
+    """The documents of each side, each once and whole: what a .bin source holds."""
+    for name, split in _splits(run, folder):
+        each = (ids for share in split.shares for ids in _documents(share))
+        write_bin(folder / f"{name}.bin", each, run.tokenizer)
+
+
+def _documents(share: Share) -> Iterator[NDArray[Any]]:
+    ids, offsets = share.store.ids, share.store.offsets
+    for document in share.documents.tolist():
+        yield ids[offsets[document] : offsets[document + 1]]
+
+
+def _splits(run: PreparedRun, folder: Path) -> Iterator[tuple[str, PreparedSplit]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for phase in run.phases:
+        for side, split in phase.splits.items():
+            yield f"{phase.plan.folder}.{side}", split

@@ -1,0 +1,177 @@
+"""From what a source names to the files it means, and to pieces of them that can be read apart.
+
+dataset/commits/*.jsonl → a.jsonl b.jsonl.gz → [a: bytes 0–8M] [a: 8M–11M] [b: unpacked 0–8M] …
+"""
+
+import glob
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from phased_cpt.errors import InputError
+
+PIECE_BYTES = 8 * 2**20  # small enough to share out and to show progress, large enough to forget the cost of sharing
+
+# What is read how, by the name without .gz or .zst.
+FORMATS = {
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".json": "json lines",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".bin": "tokens",
+}
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source."""
+
+    path: Path
+    format: str
+    packing: str | None  # gzip, zstd, or None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that one worker reads: bytes of a file, a row group of it, or what was unpacked."""
+
+    file: int  # index in the source
+    start: int = 0
+    end: int = 0
+    content: bytes | None = None  # of a packed file
+    last: bool = True  # of its file
+    weight: int = 0  # bytes of the file that it stands for, to show progress
+
+
+def find_files(path: str) -> list[File]:
+    """The files that a source names, in the order of their names."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = sorted(file for file in place.rglob("*") if file.is_file() and not _hidden(file, place))
+        files = [file for file in found if _format(file)]
+        if not files:
+            others = f"; there are {len(found)} others, such as {found[0].name}" if found else ""
+            raise InputError(f"{path}: no data files in this folder{others}; {_known()}")
+    elif place.exists():
+        files = [place]
+    else:
+        files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]  # noqa: PTH207 - ~ and / may begin it
+        files = [file for file in files if file.is_file()]
+        if not files:
+            what = "no file matches" if glob.has_magic(path) else "no such file or folder"
+            raise InputError(f"{path}: {what} (looked from {Path.cwd()})")
+    return [_file(file) for file in files]
+
+
+def is_hub_id(path: str) -> bool:
+    """organisation/name, where nothing of that name lies on the disk."""
+    place = Path(path).expanduser()
+    return not place.exists() and HUB_ID.fullmatch(path) is not None and not _format(place) and "/" in path
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _format(file: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _known() -> str:
+    return f"read are {', '.join(FORMATS)}, also with {' or '.join(PACKED)} behind"
+
+
+def _file(path: Path) -> File:
+    kind = _format(path)
+    if kind is None:
+        raise InputError(f"{path}: what kind of file is this? {_known()}")
+    with path.open("rb") as file:
+        head = file.read(4)
+    packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
+    called = PACKED.get(path.suffix.lower())
+    if called and packing != called and head:
+        raise InputError(f"{path}: called {path.suffix}, but there is no {called} data in it; rename it, or pack it")
+    if packing and kind in ("parquet", "tokens"):
+        raise InputError(f"{path}: a {kind} file must not be packed; unpack it")
+    return File(path, kind, packing)
+
+
+def pieces_of(files: Sequence[File], max_line_bytes: int) -> Iterator[Piece]:
+    """What the workers share out, in order."""
+    for index, file in enumerate(files):
+        size = file.path.stat().st_size
+        if file.packing:
+            yield from _unpacked(index, file, max_line_bytes)
+        elif file.format == "parquet":
+            yield from _row_groups(index, file, size)
+        else:
+            step = PIECE_BYTES if file.format == "json lines" else max(size, 1)
+            for start in range(0, max(size, 1), step):
+                end = min(start + step, size)
+                yield Piece(index, start, end, weight=end - start, last=end == size)
+
+
+def _row_groups(index: int, file: File, size: int) -> Iterator[Piece]:
+    groups = parquet_file(file.path).num_row_groups
+    for group in range(groups):
+        yield Piece(index, group, group + 1, weight=size // groups, last=group == groups - 1)
+    if not groups:
+        yield Piece(index)
+
+
+def parquet_file(path: Path):  # type: ignore[no-untyped-def] # pyarrow has no types
+    from pyarrow import ArrowInvalid, parquet  # 0.3 s, so only where it is needed
+
+    try:
+        return parquet.ParquetFile(path)
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file that can be read: {error}") from None
+
+
+def _unpacked(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
+    """Pieces of what is in a packed file."""
+    start = read = 0
+    for content, position, last in _parts(file, max_line_bytes):
+        yield Piece(index, start, start + len(content), content, last, position - read)
+        start, read = start + len(content), position
+
+
+def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int, bool]]:
+    """What is in a packed file, cut at ends of lines (a text: not cut); how far the file is read; whether it is all.
+
+    Of a line that is too long only so much is kept that the reader sees it.
+    """
+    rest = b""
+    with file.path.open("rb") as packed, _opened(file, packed) as stream:
+        while block := _read(stream, file):
+            cut = block.rfind(b"\n") + 1 if file.format == "json lines" else 0
+            if cut:
+                yield rest + block[:cut], packed.tell(), False
+                rest = block[cut:]
+            else:
+                rest = (rest + block)[: max_line_bytes + 1]
+        yield rest, packed.tell(), True
+
+
+def _opened(file: File, packed: IO[bytes]) -> IO[bytes]:
+    if file.packing == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
+    import pyarrow  # it knows zstd, so that no other library is needed for it
+
+    return cast(IO[bytes], pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, "r"), "zstd"))
+
+
+def _read(stream: IO[bytes], file: File) -> bytes:
+    try:
+        return stream.read(PIECE_BYTES)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise InputError(f"{file.path}: its {file.packing} data end early or are damaged ({error})") from None

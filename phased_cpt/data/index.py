@@ -1,0 +1,112 @@
+"""The block index of a split: which slices of the token stores make each block. A few arrays, made in seconds.
+
+documents of every source ─ weights ─ shortened? ─ packed ─ counted ─ sealed on disk
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phased_cpt.data.account import Account, account_of
+from phased_cpt.data.blocks import Blocks, Shape
+from phased_cpt.data.cache import Facts, Tell, key_of, make_once, sealed_facts
+from phased_cpt.data.chunks import Integers, Slices, shortened
+from phased_cpt.data.mixing import drawn
+from phased_cpt.data.packing import PACKERS
+from phased_cpt.data.tokens import TokenStore, open_ids
+from phased_cpt.errors import InputError
+
+# Narrow where the values are small: ten million documents are 200 MB of index.
+ARRAYS = {"store": np.int32, "start": np.int64, "length": np.int32, "context": np.int32, "shortened": np.bool_}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Documents of one token store, and how often they are seen."""
+
+    store: TokenStore
+    documents: Integers
+    weight: float = 1.0
+    seed: tuple[str | int, ...] = ()
+
+    @property
+    def draw(self) -> list[object]:
+        """What decides how often each is seen; no seed has a say in a whole weight."""
+        return [self.weight, self.seed if self.weight % 1 else None]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the documents of a split fill its blocks."""
+
+    packer: str
+    overlap_tokens: int
+    chunk_long: bool
+    keep_order: bool
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class BlockIndex:
+    """A split of a phase, ready to be trained on."""
+
+    folder: Path
+    account: Account
+    cached: bool
+
+    @property
+    def blocks(self) -> Blocks:
+        return open_blocks(self.folder)
+
+
+def block_index(shares: Sequence[Share], how: Packing, split: Any, cache: Path, tell: Tell) -> BlockIndex:
+    """From the cache, or made now. `split` says how the documents were chosen: it is part of the name."""
+    stores = [share.store.folder.name for share in shares]
+    draws = [share.draw for share in shares]
+    folder = cache / "blocks" / key_of("blocks", stores, split, draws, asdict(how))
+
+    def build(beside: Path) -> Facts:
+        account, slices, first = _packed(shares, how)
+        for name, dtype in ARRAYS.items():
+            np.save(beside / f"{name}.npy", getattr(slices, name).astype(dtype))
+        np.save(beside / "first.npy", first)
+        used = [{"name": name, "dtype": share.store.facts["dtype"]} for name, share in zip(stores, shares, strict=True)]
+        return {"account": asdict(account), "shape": asdict(how.shape), "stores": used}
+
+    facts, cached = make_once(folder, build, tell)
+    return BlockIndex(folder, Account(**facts["account"]), cached)
+
+
+def _packed(shares: Sequence[Share], how: Packing) -> tuple[Account, Slices, Integers]:
+    documents = _joined([_documents(at, share) for at, share in enumerate(shares)])
+    seen = documents if how.chunk_long else shortened(documents, how.shape.max_tokens)
+    packed = PACKERS[how.packer](seen, how.shape.max_tokens, how.overlap_tokens, how.keep_order)
+    return account_of(documents, seen, packed, how.shape), packed.slices, packed.first
+
+
+def _documents(at: int, share: Share) -> Slices:
+    """The documents of a store as often as they are seen; copies are no context of each other."""
+    which = share.documents[drawn(len(share.documents), share.weight, *share.seed)]
+    offsets = share.store.offsets
+    start = np.asarray(offsets)[which]
+    return Slices.of_documents(np.full(len(which), at), start, np.asarray(offsets)[which + 1] - start)
+
+
+def _joined(parts: Sequence[Slices]) -> Slices:
+    names = [field.name for field in fields(Slices)]
+    return Slices(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def open_blocks(folder: Path) -> Blocks:
+    """Blocks of a sealed index; nothing is read before a block is asked for."""
+    facts = sealed_facts(folder, thorough=False)
+    if facts is None:
+        raise InputError(f"{folder}: no block index, or a damaged one; `phased-cpt prepare` makes it")
+    tokens = folder.parent.parent / "tokens"
+    arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
+    stores = [open_ids(tokens / store["name"], store["dtype"]) for store in facts["stores"]]
+    first = np.asarray(np.load(folder / "first.npy", mmap_mode="r"))
+    return Blocks(stores, Slices(**arrays), first, Shape(**facts["shape"]))

@@ -1,0 +1,188 @@
+"""A piece of a file becomes records; what cannot be read is told by line, field and reason.
+
+Strict on purpose: loaders in use take a missing field for None, 2024-01-01 for a date, and the second of two keys.
+"""
+
+import io
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+from phased_cpt.data.files import File, Piece, parquet_file
+
+BOM = b"\xef\xbb\xbf"
+OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+SKIP_BYTES = 2**20  # how much of an overlong line is passed over at once
+
+Fields = dict[str, Any]
+
+
+class BadRecord(Exception):  # noqa: N818 - a record, not an error of the program
+    """A record that cannot be used."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field, self.reason = field, reason
+        super().__init__(reason)
+
+
+class Record(NamedTuple):
+    """One record, and its line (or row, or 1 for a whole file) in the piece; blank lines hold none."""
+
+    line: int
+    fields: Fields | None
+
+
+@dataclass
+class Bad:
+    """Where a record is bad, and why."""
+
+    line: int
+    field: str
+    reason: str
+
+
+def records(file: File, piece: Piece, max_line_bytes: int, columns: Collection[str]) -> Iterator[Record | Bad]:
+    """What is in a piece, in order; of Parquet only the columns that are needed."""
+    if file.format == "json lines":
+        yield from _json_records(file, piece, max_line_bytes)
+    elif file.format == "parquet":
+        for line, fields in enumerate(_rows(file, piece, columns), 1):
+            yield Record(line, fields)
+    else:
+        yield _text(file, piece, max_line_bytes)
+
+
+# JSON lines ----------------------------------------------------------------------------------------------------------
+
+
+def _json_records(file: File, piece: Piece, max_line_bytes: int) -> Iterator[Record | Bad]:
+    for number, line in enumerate(lines(file, piece, max_line_bytes), 1):
+        try:
+            if len(line) > max_line_bytes:
+                raise BadRecord("", f"longer than data.max_line_bytes ({max_line_bytes} bytes)")
+            yield Record(number, _object(line, first=piece.start == 0 and number == 1))
+        except BadRecord as bad:
+            cut_off = piece.last and not line.endswith(b"\n") and bad.reason.startswith("invalid")
+            yield Bad(number, bad.field, bad.reason + ("; the file may be incomplete" if cut_off else ""))
+
+
+def lines(file: File, piece: Piece, max_line_bytes: int) -> Iterator[bytes]:
+    """The lines that begin in a piece; of one that is too long, only its beginning."""
+    if piece.content is not None:
+        yield from _lines(io.BytesIO(piece.content), 0, len(piece.content), max_line_bytes)
+        return
+    with file.path.open("rb") as stream:
+        begin = _next_line(stream, piece)
+        yield from _lines(stream, begin, piece.end, max_line_bytes)
+
+
+def _next_line(stream: IO[bytes], piece: Piece) -> int:
+    """Where the first line begins that begins in the piece (or its end)."""
+    at = piece.start
+    if at == 0:
+        return 0
+    stream.seek(at - 1)
+    at -= 1
+    while at < piece.end and (part := stream.readline(SKIP_BYTES)):
+        at += len(part)
+        if part.endswith(b"\n"):
+            break
+    return at
+
+
+def _lines(stream: IO[bytes], at: int, end: int, max_line_bytes: int) -> Iterator[bytes]:
+    while at < end and (line := stream.readline(max_line_bytes + 1)):
+        yield line
+        at += len(line)
+        while len(line) > max_line_bytes and not line.endswith(b"\n") and at < end:
+            line = stream.readline(SKIP_BYTES)
+            at += len(line)
+            if not line or line.endswith(b"\n"):
+                break
+
+
+def _object(line: bytes, first: bool) -> Fields | None:
+    """The JSON object of a line; None if it is blank."""
+    if first:
+        line = _without_bom(line)
+    if not line.strip():
+        return None
+    try:
+        value = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        raise BadRecord("", f"invalid UTF-8 at byte {error.start} of the line") from None
+    except _Unwanted as error:
+        raise BadRecord("", str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("", _why(line, error)) from None
+    if not isinstance(value, dict):
+        raise BadRecord("", f"a JSON {kind(value)}; needed is one object per line")
+    return value
+
+
+def _without_bom(line: bytes) -> bytes:
+    for bom, name in OTHER_BOMS.items():
+        if line.startswith(bom):
+            raise BadRecord("", f"the file is {name}; save it as UTF-8")
+    return line.removeprefix(BOM)
+
+
+def _why(line: bytes, error: Exception) -> str:
+    if line.strip() in (b"{", b"[", b"[{"):
+        return "invalid JSON: an object over several lines; needed is one object per line"
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error.msg} at character {error.pos + 1}"
+    return "invalid JSON: nested too deep" if isinstance(error, RecursionError) else f"invalid JSON: {error}"
+
+
+class _Unwanted(Exception):  # noqa: N818
+    """JSON that can be read, and says two things, or no number."""
+
+
+def _strictly(pairs: list[tuple[str, Any]]) -> Fields:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise _Unwanted(f"the key {twice!r} is given twice")
+    return fields
+
+
+def _no_number(name: str) -> Any:
+    raise _Unwanted(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_strictly, parse_constant=_no_number)
+
+
+def kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {str: "text", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+# Parquet and plain texts ---------------------------------------------------------------------------------------------
+
+
+def _rows(file: File, piece: Piece, columns: Collection[str]) -> Iterator[Fields]:
+    if piece.end:
+        table = parquet_file(file.path)
+        wanted = [name for name in table.schema_arrow.names if name in columns] or None
+        for batch in table.iter_batches(batch_size=1024, row_groups=[piece.start], columns=wanted):
+            yield from batch.to_pylist()
+
+
+def _text(file: File, piece: Piece, max_line_bytes: int) -> Record | Bad:
+    """A file of text is one document."""
+    if piece.content is None and piece.end > max_line_bytes:
+        raw = b"." * (max_line_bytes + 1)
+    else:
+        raw = piece.content if piece.content is not None else file.path.read_bytes()
+    if len(raw) > max_line_bytes:
+        return Bad(1, "", f"a text longer than data.max_line_bytes ({max_line_bytes} bytes); split it")
+    try:
+        return Record(1, {"text": _without_bom(raw).decode()})
+    except UnicodeDecodeError as error:
+        return Bad(1, "", f"invalid UTF-8 at byte {error.start}")
+    except BadRecord as bad:
+        return Bad(1, "", bad.reason)

@@ -1,0 +1,199 @@
+"""A record becomes one document. To add a format, write its renderer below another and name it in RENDERERS.
+
+{"training_content": "…"}                   the text as it is
+{"messages": [{"role": …, "content": …}]}   a chat, through the tokenizer's own template
+{"instruction": …, "input": …, "output": …} the same, as a user's question and its answer
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from phased_cpt.data.records import BadRecord, Fields, kind
+from phased_cpt.data.tokenizer import Tokenizer
+
+# Fields that `text_field: auto` looks for, in this order, and nothing else.
+AUTO = ("training_content", "text", "messages", "instruction")
+RAW = ("training_content", "text")  # never a chat
+
+# Around the text of a special token that a person wrote: it is no token, whatever the template makes of the rest.
+QUOTED, UNQUOTED = "\U000f0000", "\U000f0001"
+
+
+class Part(NamedTuple):
+    """A stretch of text, and whether special tokens in it are tokens."""
+
+    text: str
+    special: bool
+
+
+class Document(NamedTuple):
+    """What is tokenised as one, and the text that it is known by (for the split, and to find duplicates)."""
+
+    parts: tuple[Part, ...]
+    identity: str
+
+
+class Rendering(NamedTuple):
+    """How records are to be read; it is part of the name of what is made of them."""
+
+    text_field: str
+    where: dict[str, Any]
+    parse_special_tokens: bool
+
+    @property
+    def columns(self) -> set[str]:
+        """Every field that can matter."""
+        fields = set(AUTO) if self.text_field == "auto" else {self.text_field}
+        return fields | set(self.where) | {"instruction", "input", "output", "system"}
+
+    def keeps(self, fields: Fields) -> bool:
+        """Whether the record has every value that is asked for."""
+        return all(key in fields and _same(fields[key], value) for key, value in self.where.items())
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    return bool(given == wanted) and isinstance(given, bool) == isinstance(wanted, bool)
+
+
+def render(fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
+    """The document of a record; None if its text is empty."""
+    field = _field(fields, rendering.text_field)
+    value = fields[field]
+    if value is None:
+        raise BadRecord(field, "null; needed is a text")
+    return _renderer(field, value)(field, fields, rendering, tokenizer)
+
+
+def _field(fields: Fields, wanted: str) -> str:
+    looked_for = AUTO if wanted == "auto" else (wanted,)
+    found = next((field for field in looked_for if field in fields), None)
+    if found is None:
+        there = ", ".join(list(fields)[:8]) or "none"
+        raise BadRecord(looked_for[0] if len(looked_for) == 1 else "", f"missing field {_either(looked_for)} ({there})")
+    return found
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, names))
+
+
+def _renderer(field: str, value: Any) -> "Renderer":
+    if field in RENDERERS:
+        return RENDERERS[field]
+    return _chat if isinstance(value, list) else _raw
+
+
+def _raw(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
+    text = _text(fields, field)
+    return Document((Part(text, rendering.parse_special_tokens),), text) if text.strip() else None
+
+
+def _chat(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
+    messages = fields[field]
+    if not isinstance(messages, list):
+        raise BadRecord(field, f"a JSON {kind(messages)}; needed is an array of messages")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRecord(f"{field}[{number}]", 'needed is {"role": "…", "content": "…"}')
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise BadRecord(f"{field}[{number}].content", f"{kind(message.get('content'))}; needed is a text")
+    return _through_template(messages, tokenizer) if messages else None
+
+
+def _alpaca(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
+    """instruction, input and output: as a chat where the tokenizer knows chats, else under plain headings."""
+    question, answer = _text(fields, "instruction"), _text(fields, "output")
+    given = _text(fields, "input") if fields.get("input") else ""
+    system = _text(fields, "system") if fields.get("system") else ""
+    if not question.strip() and not answer.strip():
+        return None
+    if tokenizer.chat_template:
+        user = f"{question}\n\n{given}" if given else question
+        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        return _through_template([{"role": "system", "content": system}] * bool(system) + messages, tokenizer)
+    headed = {"Instruction": question, "Input": given, "Response": answer}
+    text = "\n\n".join([system] * bool(system) + [f"### {name}:\n{part}" for name, part in headed.items() if part])
+    return Document((Part(text, False),), text)
+
+
+def _text(fields: Fields, field: str) -> str:
+    if field not in fields:
+        raise BadRecord(field, f"missing field {field!r} ({', '.join(fields)})")
+    value = fields[field]
+    if not isinstance(value, str):
+        raise BadRecord(field, f"a JSON {kind(value)}; needed is a text")
+    return value
+
+
+Renderer = Callable[[str, Fields, Rendering, Tokenizer], Document | None]
+RENDERERS: dict[str, Renderer] = {
+    "training_content": _raw,
+    "text": _raw,
+    "messages": _chat,
+    "instruction": _alpaca,
+}
+
+
+# Chat templates ------------------------------------------------------------------------------------------------------
+
+
+def _through_template(messages: list[Fields], tokenizer: Tokenizer) -> Document:
+    if tokenizer.chat_template is None:
+        advice = "give model.tokenizer one with a chat_template, or the rendered chats as text"
+        raise BadRecord("messages", f"the tokenizer {tokenizer.name} has no chat template; {advice}")
+    identity = json.dumps(messages, ensure_ascii=False)
+    rendered = _filled(tokenizer, _quoted(messages, tokenizer))
+    parts = []
+    for number, text in enumerate(rendered.replace(UNQUOTED, QUOTED).split(QUOTED)):
+        parts += [Part(text, special=number % 2 == 0)] if text else []
+    return Document(tuple(parts), identity)
+
+
+def _quoted(value: Any, tokenizer: Tokenizer) -> Any:
+    """The messages, with the special tokens that people wrote into them marked."""
+    if isinstance(value, str):
+        return tokenizer.quoted(value, QUOTED, UNQUOTED)
+    if isinstance(value, list):
+        return [_quoted(each, tokenizer) for each in value]
+    return {key: _quoted(each, tokenizer) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _filled(tokenizer: Tokenizer, messages: list[Fields]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        template = _template(tokenizer.chat_template or "")
+        return template.render(messages=messages, add_generation_prompt=False, **dict(tokenizer.template_tokens))  # type: ignore[no-any-return]
+    except (TemplateError, TypeError, ValueError) as error:
+        raise BadRecord("messages", f"the chat template of {tokenizer.name} refuses it: {error}") from None
+
+
+@functools.cache
+def _template(source: str) -> Any:
+    """As transformers compiles it (a test compares them), but for today's date: the same data make the same text."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} … {% endgeneration %} marks what the assistant says; here it is text like any other."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, **how: Any) -> str:
+        return json.dumps(value, **{"ensure_ascii": False, **how})
+
+    extensions = [Generation, "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(source)

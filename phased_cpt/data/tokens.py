@@ -1,0 +1,195 @@
+"""Token stores: a source as flat ids on disk, made once by several processes, the same bytes for any number of them.
+
+ids.bin        uint16 or uint32     d0 d0 d0 EOS d1 d1 EOS d2 …
+offsets.npy    where each document begins, and the end
+digests.npy    64 bits of the sha256 of each document's text, for the split and for duplicates
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phased_cpt.data.backends import Backends, Differs
+from phased_cpt.data.cache import Facts, Tell, file_digests, key_of, make_once, stamp
+from phased_cpt.data.chunks import Integers
+from phased_cpt.data.documents import PROBLEMS_SHOWN, Reading
+from phased_cpt.data.piecework import Result, Source, Work, done
+from phased_cpt.data.tokenizer import Tokenizer
+from phased_cpt.errors import InputError, Problem
+
+Digests = NDArray[np.uint64]
+Advance = Callable[[int], None]  # so many bytes more are read
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A source, tokenised. Opening it reads nothing but its facts."""
+
+    name: str  # of its source, as the user wrote it
+    folder: Path
+    facts: Facts
+    seconds: float  # that tokenising took now; 0 if it was there
+
+    @property
+    def cached(self) -> bool:
+        return not self.seconds
+
+    @property
+    def ids(self) -> NDArray[Any]:
+        return open_ids(self.folder, self.facts["dtype"])
+
+    @property
+    def offsets(self) -> Integers:
+        return np.load(self.folder / "offsets.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @property
+    def digests(self) -> Digests:
+        return np.load(self.folder / "digests.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def open_ids(folder: Path, dtype: str) -> NDArray[Any]:
+    """The ids as a plain array over the mapped file: numpy's own class for that costs microseconds an access."""
+    file = folder / "ids.bin"
+    return np.asarray(np.memmap(file, dtype, "r")) if file.stat().st_size else np.empty(0, dtype)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What tokens are made with."""
+
+    tokenizer: Tokenizer
+    backends: Backends
+    cache: Path
+    workers: int
+    advance: Advance
+    tell: Tell
+
+
+def token_store(source: Source, backend: str, shop: Workshop) -> TokenStore:
+    """The tokens of a source, from the cache or made now."""
+    started = time.monotonic()
+    paths = [file.path.resolve() for file in source.files]
+    memory = shop.cache / "sources" / f"{key_of(*map(str, paths))}.json"
+    contents = [[file.format, digest] for file, digest in zip(source.files, file_digests(paths, memory), strict=True)]
+    key = key_of("tokens", contents, source.rendering._asdict(), source.max_line_bytes, shop.tokenizer.digest)
+    stamps = [stamp(path) for path in paths]
+
+    def build(beside: Path) -> Facts:
+        facts = _built(beside, source, backend, shop)
+        if [stamp(path) for path in paths] != stamps:
+            raise InputError(f"{source.name}: the data were changed while they were read; run the command again")
+        return facts | {"digest": key_of(contents)}
+
+    facts, cached = make_once(shop.cache / "tokens" / key, build, shop.tell)
+    _judge(source, facts)
+    seconds = 0.0 if cached else time.monotonic() - started
+    return TokenStore(source.name, shop.cache / "tokens" / key, facts, seconds)
+
+
+def _built(beside: Path, source: Source, wanted: str, shop: Workshop) -> Facts:
+    """With the fast backend; from the beginning with the reference, if that one gives other ids."""
+    backend = shop.backends.named(wanted)
+    try:
+        return _tokenised(beside, Work(source, shop.tokenizer, backend), shop)
+    except Differs as difference:
+        backend = shop.backends.refuse(backend, str(difference))
+        return _tokenised(beside, Work(source, shop.tokenizer, backend), shop)
+
+
+# All pieces, shared out ----------------------------------------------------------------------------------------------
+
+
+def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
+    """Every piece in order, whoever has done it."""
+    total, slow, lengths, digests = Reading(), 0, [np.empty(0, np.int64)], []
+    numbers = _LineNumbers(work.source)
+    with (beside / "ids.bin").open("wb") as file:
+        for result in done(work, shop.workers):
+            result.ids.tofile(file)
+            lengths.append(result.lengths)
+            digests.append(result.digests)
+            slow += result.slow_documents
+            numbers.add(result, total)
+            if result.proof is not None:
+                work.backend.proof.add(result.proof)
+                shop.backends.keep(work.backend)
+            shop.advance(result.piece.weight)
+    numbers.close(total)
+    if total.bad and not work.source.skip_bad:
+        raise _bad_records(work.source, total.bad, [str(each) for each in numbers.problems])
+    offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
+    np.save(beside / "offsets.npy", offsets)
+    np.save(beside / "digests.npy", np.frombuffer(b"".join(digests), "<u8"))
+    return {
+        "documents": len(offsets) - 1,
+        "tokens": int(offsets[-1]),
+        "dtype": work.tokenizer.dtype,
+        "bytes": sum(file.path.stat().st_size for file in work.source.files),
+        "backend": work.backend.name,
+        "slow_documents": slow,
+        "bad": total.bad,
+        "problems": [str(each) for each in numbers.problems],
+        **{name: total.counts[name] for name in ("blank", "empty", "left_out", "special_texts", "nul_texts")},
+    }
+
+
+class _LineNumbers:
+    """Problems know their line in a piece; here they get the one in the file. An empty file is a problem, too."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self._file, self._lines, self._records = 0, 0, 0
+
+    def add(self, result: Result, total: Reading) -> None:
+        while self._file != result.piece.file:
+            self.close(total)
+        path, reading = self.source.files[self._file].path, result.reading
+        for bad in reading.problems:
+            self._show(Problem(bad.field, bad.reason, f"{path}:{self._lines + bad.line}"))
+        self._lines += reading.lines
+        self._records += len(result.lengths) + reading.bad + sum(reading.counts.values()) - reading.counts["blank"]
+        total.bad += reading.bad
+        total.counts.update(reading.counts)
+
+    def close(self, total: Reading) -> None:
+        """The file is at its end."""
+        if not self._records:
+            total.bad += 1
+            self._show(Problem("", "0 records; the file is empty", str(self.source.files[self._file].path)))
+        self._file, self._lines, self._records = self._file + 1, 0, 0
+
+    def _show(self, problem: Problem) -> None:
+        if len(self.problems) < PROBLEMS_SHOWN:
+            self.problems.append(problem)
+
+
+# What is not good enough ---------------------------------------------------------------------------------------------
+
+
+def _judge(source: Source, facts: Facts) -> None:
+    """Too many bad records, or no document at all: also where the tokens were there already."""
+    documents, bad = facts["documents"], facts["bad"]
+    if bad and (not source.skip_bad or bad > source.max_bad_share * (bad + documents)):
+        raise _bad_records(source, bad, facts["problems"])
+    if not documents:
+        told = {"empty": "empty", "left_out": "left out by data.where", "blank": "blank lines"}
+        counts = ", ".join(f"{facts[name]} {what}" for name, what in told.items() if facts[name]) or "nothing in it"
+        raise InputError(f"{source.name}: no document is left to train on ({counts})")
+
+
+def _bad_records(source: Source, bad: int, problems: list[str]) -> InputError:
+    shown = "\n".join(problems)
+    more = f"\n… and {bad - len(problems)} more" if bad > len(problems) else ""
+    if source.skip_bad:
+        accepted = f"data.max_bad_share {source.max_bad_share:g}"
+        end = f"{bad} bad records in {source.name} are more than {accepted} accepts; mend them, or raise it"
+    else:
+        count = f"{bad} bad record{'s' * (bad != 1)}"
+        end = f"{count} in {source.name}; mend them, or leave them out: data.on_bad_record: skip"
+    return InputError(f"{shown}{more}\n{end}")

@@ -1,0 +1,17 @@
+"""What a person sees, and the same facts for a program."""
+
+from phased_cpt.tables.data import prepared_facts, prepared_table
+from phased_cpt.tables.plan import config_facts, plan_facts, plan_table
+from phased_cpt.tables.status import status_facts, status_table
+from phased_cpt.tables.words import shown
+
+__all__ = [
+    "config_facts",
+    "plan_facts",
+    "plan_table",
+    "prepared_facts",
+    "prepared_table",
+    "shown",
+    "status_facts",
+    "status_table",
+]

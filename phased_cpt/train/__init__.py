@@ -1,0 +1,5 @@
+"""Training: the room that loads torch; nothing below it does."""
+
+from phased_cpt.train.rows import Rows, data_loader
+
+__all__ = ["Rows", "data_loader"]

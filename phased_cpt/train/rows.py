@@ -1,0 +1,51 @@
+"""The rows of a phase for torch: prepared blocks as a Dataset, and a DataLoader over them in one call."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from phased_cpt.config import RunConfig, from_objects, load
+from phased_cpt.data.blocks import Blocks
+from phased_cpt.data.prepare import prepare
+from phased_cpt.errors import InputError
+from phased_cpt.plan import make_plan
+
+Batch = dict[str, torch.Tensor]
+
+
+class Rows(Dataset[Batch]):
+    """Blocks as tensors; each row is made when it is asked for."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, block: int) -> Batch:
+        row = self.blocks[block]
+        return {
+            "input_ids": torch.from_numpy(row["input_ids"]),
+            "position_ids": torch.from_numpy(row["position_ids"]),
+            "labels": torch.from_numpy(row["labels"]),
+        }
+
+
+def data_loader(
+    config: RunConfig | Path | str, phase: str, split: str = "train", batch_size: int | None = None, epochs: float = 1.0
+) -> DataLoader[Batch]:
+    """The batches of a phase in the order in which a run trains them; what is held out comes in its own order.
+
+    for batch in data_loader("run.yaml", "foundation"): model(**batch).loss.backward()
+    """
+    loaded = from_objects(config) if isinstance(config, RunConfig) else load(Path(config).expanduser())
+    prepared = prepare(make_plan(loaded)).phase(phase)
+    if split not in prepared.splits:
+        raise InputError(f"{phase} has no split {split!r}; there are {', '.join(prepared.splits)}")
+    rows: Dataset[Batch] = Rows(prepared.splits[split].index.blocks)
+    settings = prepared.plan.settings
+    if split == "train":
+        rows = Subset(rows, prepared.order(epochs).tolist())
+    micro = settings.training.micro_batch_size if split == "train" else settings.evaluation.micro_batch_size
+    return DataLoader(rows, batch_size=batch_size or micro)
