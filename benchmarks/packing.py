@@ -2,19 +2,26 @@
 
     python benchmarks/packing.py [--millions 1 2 5 10] [--repeats 3] [--no-trl]
 
-It needs `trl`. Lengths are drawn, not read: whoever packs gets the lengths of the pieces and nothing else.
+Beside TRL where `trl` is installed. Lengths are drawn, not read: whoever packs gets the lengths of the pieces, no more.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+
+from phased_cpt.data.blocks import Blocks, Shape
+from phased_cpt.data.chunks import Slices
+from phased_cpt.data.packing import best_fit, pack_best_fit
+from phased_cpt.data.tokens import open_ids
 
 MILLION = 10**6
 CAPACITIES = (2048, 32768)
@@ -23,18 +30,8 @@ LENGTHS = {"prose-like": (400, 1.0), "code-like": (250, 1.4)}
 
 
 def ours(lengths: np.ndarray, capacity: int) -> int:
-    """The adapter, and all that this file knows of ours: packs the pieces, and says how many rows they took."""
-    from phased_cpt.data.packing import best_fit
-
-    return int(best_fit(lengths, capacity).max()) + 1  # it says the block of each piece
-
-
-def rows() -> None:
-    """Part two: finding a block by its number, and making a row of it; the two are to be timed apart.
-
-    To be filled in with phased_cpt.data.blocks: open a prepared index of some million blocks, draw 10,000 numbers with
-    a fixed seed, and print_each("locate", ...) and print_each("materialise", ...) with what does either.
-    """
+    """Packs the pieces, and says how many rows they took."""
+    return int(best_fit(lengths, capacity).max()) + 1
 
 
 # Part one.
@@ -72,9 +69,6 @@ def time_packers(packers: dict[str, Callable[[], int]], repeats: int) -> dict[st
 
 
 def packing(millions: list[float], repeats: int, with_trl: bool) -> None:
-    begin = time.perf_counter()
-    ours(np.array([3, 2, 1]), 4)
-    print(f"first call of ours, imports and all: {time.perf_counter() - begin:.2f} s\n")
     print("| lengths | row | documents | pieces | packer | median s | ns a piece | rows / fewest possible | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     for capacity in CAPACITIES:
@@ -101,26 +95,44 @@ def print_case(
         )
 
 
-# Part two: the helpers of rows().
+# Part two.
 
 
-def nanoseconds(call: Callable[[Any], object], keys: Iterable[Any]) -> list[int]:
-    """How long each single call takes; one call that is not counted goes before, for what is done only once."""
-    keys = list(keys)
-    call(keys[0])
+def blocks(documents: int, median: int, sigma: float, capacity: int, folder: Path) -> Blocks:
+    """A packed split over a store of as many tokens; the file is sparse, so it takes no room and reads like memory."""
+    lengths = np.random.default_rng(0).lognormal(np.log(median), sigma, documents).astype(np.int64) + 1
+    with (folder / "ids.bin").open("wb") as file:
+        file.truncate(int(lengths.sum()) * 2)
+    each = Slices.of_documents(np.zeros(documents, np.int64), np.cumsum(lengths) - lengths, lengths)
+    packed = pack_best_fit(each, capacity, capacity // 16, False)
+    return Blocks([open_ids(folder, "uint16")], packed.slices, packed.first, Shape(capacity, eos_id=0, pad_id=0))
+
+
+def microseconds(call: Callable[[int], object], keys: list[int]) -> np.ndarray:
+    """How long each single call takes; a few that are not counted go before."""
     taken = []
-    for key in keys:
+    for key in keys[:20] + keys:
         begin = time.perf_counter_ns()
         call(key)
         taken.append(time.perf_counter_ns() - begin)
-    return taken
+    return np.array(taken[20:]) / 1000
 
 
-def print_each(name: str, call: Callable[[Any], object], keys: Iterable[Any]) -> None:
-    """One line: the median and the slow tail, in microseconds."""
-    taken = np.array(nanoseconds(call, keys)) / 1000
-    middle, late, worst = np.percentile(taken, [50, 99, 100])
-    print(f"{name}: median {middle:.1f} µs, 99 % within {late:.1f} µs, worst {worst:.1f} µs, of {len(taken):,}")
+def rows(millions: list[float]) -> None:
+    """To find a block anywhere, and to make its row."""
+    print("\n| lengths | row | documents | blocks | to find one: median, 99 % | to make its row | ns a token |")
+    print("|---|---|---|---|---|---|---|")
+    for capacity in CAPACITIES:
+        for kind, (median, sigma) in LENGTHS.items():
+            for count in (min(millions), max(millions)):
+                with tempfile.TemporaryDirectory() as folder:
+                    made = blocks(int(count * MILLION), median, sigma, capacity, Path(folder))
+                    keys = np.random.default_rng(2).integers(0, len(made), 1000).tolist()
+                    found, row = microseconds(made.slices_of, keys), microseconds(made.__getitem__, keys)
+                case = f"{kind} | {capacity:,} | {int(count * MILLION):,} | {len(made):,}"
+                finding = f"{np.median(found):.1f} µs, {np.percentile(found, 99):.1f} µs"
+                making = f"{np.median(row):.0f} µs | {np.median(row) * 1000 / capacity:.1f}"
+                print(f"| {case} | {finding} | {making} |", flush=True)
 
 
 def main() -> None:
@@ -129,10 +141,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-trl", action="store_true", help="only ours")
     given = parser.parse_args()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "trl"))
+    with_trl = not given.no_trl and importlib.util.find_spec("trl") is not None
+    names = ("numpy", "trl") if with_trl else ("numpy",)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {versions}, medians of {given.repeats}\n")
-    packing(given.millions, given.repeats, not given.no_trl)
-    rows()
+    packing(given.millions, given.repeats, with_trl)
+    rows(given.millions)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ position_ids         0  1  2  3  4   0  1  2   0  1      restart at every docume
 labels               –  b  c  d  E   –  x  E   –  –      – is -100: nothing to predict it from, context, or padding
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -50,39 +51,53 @@ class Blocks:
 
     def slices_of(self, block: int) -> Slices:
         """What a block is made of."""
+        return self.slices[self._where(block)]
+
+    def _where(self, block: int) -> slice:
         at = block + len(self) if block < 0 else block
         if not 0 <= at < len(self):
             raise IndexError(f"there is no block {block}: there are {len(self)}")
-        return self.slices[slice(int(self.first[at]), int(self.first[at + 1]))]
+        return slice(int(self.first[at]), int(self.first[at + 1]))
 
     def __getitem__(self, block: int) -> Row:
         """Whole arrays at a time: a loop over slices would cost 50 ns a token where documents are short."""
-        pieces, shape = self.slices_of(block), self.shape
-        ends = pieces.length.cumsum()
-        begins = ends - pieces.length
+        where, shape = self._where(block), self.shape
+        length, context = self.slices.length[where], self.slices.context[where]
+        ends = length.cumsum()
+        begins = ends - length
         used = int(ends[-1])
-        places = np.arange(shape.max_tokens)
-        positions = places - used  # padding is a document of its own
-        np.subtract(places[:used], begins.repeat(pieces.length), out=positions[:used])
-        ids = np.full(shape.max_tokens, shape.pad_id)
-        ids[:used] = self._tokens(pieces, positions[:used])
-        ids[(ends - 1)[pieces.shortened]] = shape.eos_id
+        places = _places(shape.max_tokens)
+        positions, ids = np.empty(shape.max_tokens, np.int64), np.empty(shape.max_tokens, np.int64)
+        np.subtract(places[:used], begins.repeat(length), out=positions[:used])
+        positions[used:] = places[: shape.max_tokens - used]  # padding is a document of its own
+        ids[:used] = self._tokens(where, positions[:used])
+        ids[used:] = shape.pad_id
+        ids[ends[self.slices.shortened[where]] - 1] = shape.eos_id
         labels = ids.copy()
         labels[used:] = IGNORED
         labels[begins] = IGNORED
         if not shape.train_context:
-            for at in np.flatnonzero(pieces.context):
-                labels[begins[at] : begins[at] + pieces.context[at]] = IGNORED
+            for at in context.nonzero()[0].tolist():
+                labels[begins[at] : begins[at] + context[at]] = IGNORED
         return Row(input_ids=ids, position_ids=positions, labels=labels)
 
-    def _tokens(self, pieces: Slices, positions: Integers) -> NDArray[Any]:
+    def _tokens(self, where: slice, positions: Integers) -> NDArray[Any]:
         """The tokens at their places, out of one store or of several."""
-        where = positions + pieces.start.repeat(pieces.length)
-        one = int(pieces.store[0])
-        if len(self.stores) == 1 or (pieces.store == one).all():
-            return self.stores[one].take(where)
-        of = pieces.store.repeat(pieces.length)
-        tokens = np.empty(len(where), np.int64)
-        for store in np.unique(pieces.store):
-            tokens[of == store] = self.stores[int(store)].take(where[of == store])
+        store, length = self.slices.store[where], self.slices.length[where]
+        at = positions + self.slices.start[where].repeat(length)
+        one = int(store[0])
+        if len(self.stores) == 1 or (store == one).all():
+            return self.stores[one].take(at)
+        of = store.repeat(length)
+        tokens = np.empty(len(at), np.int64)
+        for each in np.unique(store):
+            tokens[of == each] = self.stores[int(each)].take(at[of == each])
         return tokens
+
+
+@functools.cache
+def _places(count: int) -> Integers:
+    """0, 1, 2, …: shared, so nobody may write into it."""
+    places = np.arange(count)
+    places.setflags(write=False)
+    return places
