@@ -6,7 +6,7 @@ file ─ records ─ where ─ render ─┬ documents
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
@@ -38,10 +38,15 @@ class Reading:
 
 
 def read_documents(
-    file: File, piece: Piece, rendering: Rendering, max_line_bytes: int, tokenizer: Tokenizer, reading: Reading
+    files: Sequence[File],
+    piece: Piece,
+    rendering: Rendering,
+    max_line_bytes: int,
+    tokenizer: Tokenizer,
+    reading: Reading,
 ) -> Iterator[Found]:
     """The documents of a piece in order, counting into `reading`."""
-    for record in records(file, piece, max_line_bytes, rendering.columns):
+    for record in records(files, piece, max_line_bytes, rendering.columns):
         reading.lines = record.line
         if isinstance(record, Bad):
             _count_bad(record, reading)

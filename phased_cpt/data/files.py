@@ -5,6 +5,7 @@ dataset/commits/*.jsonl → a.jsonl b.jsonl.gz → [a: bytes 0–8M] [a: 8M–11
 
 import glob
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -41,9 +42,10 @@ class File:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source that one worker reads: bytes of a file, a row group of it, or what was unpacked."""
+    """What a worker reads at once: bytes of a file, a row group of it, what was unpacked of it, or several texts."""
 
-    file: int  # index in the source
+    file: int  # index in the source, of the first one
+    files: int = 1  # several only of texts: many are small
     start: int = 0
     end: int = 0
     content: bytes | None = None  # of a packed file
@@ -107,23 +109,47 @@ def _file(path: Path) -> File:
 
 def pieces_of(files: Sequence[File], max_line_bytes: int) -> Iterator[Piece]:
     """What the workers share out, in order."""
-    for index, file in enumerate(files):
-        size = file.path.stat().st_size
-        if file.packing:
-            yield from _unpacked(index, file, max_line_bytes)
-        elif file.format == "parquet":
-            yield from _row_groups(index, file, size)
-        else:
-            step = PIECE_BYTES if file.format == "json lines" else max(size, 1)
-            for start in range(0, max(size, 1), step):
-                end = min(start + step, size)
-                yield Piece(index, start, end, weight=end - start, last=end == size)
+    for texts, group in itertools.groupby(enumerate(files), key=lambda each: _is_small(each[1])):
+        if texts:
+            yield from _together(list(group))
+            continue
+        for index, file in group:
+            size = file.path.stat().st_size
+            if file.packing:
+                yield from _unpacked(index, file, max_line_bytes)
+            elif file.format == "parquet":
+                yield from _row_groups(index, file, size)
+            else:
+                yield from _ranges(index, size, PIECE_BYTES if file.format == "json lines" else size)
+
+
+def _is_small(file: File) -> bool:
+    return file.format == "text" and not file.packing
+
+
+def _together(files: Sequence[tuple[int, File]]) -> Iterator[Piece]:
+    """Texts, as many as make a piece."""
+    first = count = weight = 0
+    for index, file in files:
+        first = first if count else index
+        count, weight = count + 1, weight + file.path.stat().st_size
+        if weight >= PIECE_BYTES:
+            yield Piece(first, count, weight=weight)
+            count = weight = 0
+    if count:
+        yield Piece(first, count, weight=weight)
+
+
+def _ranges(index: int, size: int, step: int) -> Iterator[Piece]:
+    for start in range(0, max(size, 1), max(step, 1)):
+        end = min(start + step, size)
+        yield Piece(index, start=start, end=end, weight=end - start, last=end == size)
 
 
 def _row_groups(index: int, file: File, size: int) -> Iterator[Piece]:
     groups = parquet_file(file.path).num_row_groups
     for group in range(groups):
-        yield Piece(index, group, group + 1, weight=size // groups, last=group == groups - 1)
+        yield Piece(index, start=group, end=group + 1, weight=size // groups, last=group == groups - 1)
     if not groups:
         yield Piece(index)
 
@@ -141,7 +167,7 @@ def _unpacked(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
     """Pieces of what is in a packed file."""
     start = read = 0
     for content, position, last in _parts(file, max_line_bytes):
-        yield Piece(index, start, start + len(content), content, last, position - read)
+        yield Piece(index, 1, start, start + len(content), content, last, position - read)
         start, read = start + len(content), position
 
 

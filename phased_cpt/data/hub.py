@@ -13,9 +13,10 @@ from phased_cpt.errors import InputError
 
 def downloaded(path: str, split: str | None, cache: Path) -> Path:
     """The Parquet file that holds this split of a data set; the hub's own cache is asked for what it has."""
+    place = Path(path).expanduser() if path.startswith("~") else path
     folder = cache / "hub"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "phased_cpt.data.load_dataset", path, split or "train", str(folder)]
+    command = [sys.executable, "-m", "phased_cpt.data.load_dataset", str(place), split or "train", str(folder)]
     child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S603
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]

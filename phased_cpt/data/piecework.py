@@ -68,7 +68,7 @@ class Work(NamedTuple):
         reading, file = Reading(), source.files[piece.file]
         if file.format == "tokens":
             return _copied(piece, file, tokenizer)
-        found = list(read_documents(file, piece, source.rendering, source.max_line_bytes, tokenizer, reading))
+        found = list(read_documents(source.files, piece, source.rendering, source.max_line_bytes, tokenizer, reading))
         if reading.bad and not source.skip_bad:
             found = []  # nothing comes of it: only the other problems are looked for
         compared, backend.slow_documents = int(backend.proof.compared.sum()), 0

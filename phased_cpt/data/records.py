@@ -5,7 +5,7 @@ Strict on purpose: loaders in use take a missing field for None, 2024-01-01 for 
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
@@ -42,15 +42,19 @@ class Bad:
     reason: str
 
 
-def records(file: File, piece: Piece, max_line_bytes: int, columns: Collection[str]) -> Iterator[Record | Bad]:
-    """What is in a piece, in order; of Parquet only the columns that are needed."""
+def records(
+    files: Sequence[File], piece: Piece, max_line_bytes: int, columns: Collection[str]
+) -> Iterator[Record | Bad]:
+    """What is in a piece, in order; of Parquet only the columns that are needed. Of texts, the line is the file."""
+    file = files[piece.file]
     if file.format == "json lines":
         yield from _json_records(file, piece, max_line_bytes)
     elif file.format == "parquet":
         for line, fields in enumerate(_rows(file, piece, columns), 1):
             yield Record(line, fields)
     else:
-        yield _text(file, piece, max_line_bytes)
+        for number, text in enumerate(files[piece.file : piece.file + piece.files], 1):
+            yield _text(number, text, piece, max_line_bytes)
 
 
 # JSON lines ----------------------------------------------------------------------------------------------------------
@@ -172,17 +176,20 @@ def _rows(file: File, piece: Piece, columns: Collection[str]) -> Iterator[Fields
             yield from batch.to_pylist()
 
 
-def _text(file: File, piece: Piece, max_line_bytes: int) -> Record | Bad:
+def _text(number: int, file: File, piece: Piece, max_line_bytes: int) -> Record | Bad:
     """A file of text is one document."""
-    if piece.content is None and piece.end > max_line_bytes:
-        raw = b"." * (max_line_bytes + 1)
-    else:
-        raw = piece.content if piece.content is not None else file.path.read_bytes()
+    if piece.content is None and file.path.stat().st_size > max_line_bytes:
+        return Bad(number, "", _too_long(max_line_bytes))
+    raw = file.path.read_bytes() if piece.content is None else piece.content
     if len(raw) > max_line_bytes:
-        return Bad(1, "", f"a text longer than data.max_line_bytes ({max_line_bytes} bytes); split it")
+        return Bad(number, "", _too_long(max_line_bytes))
     try:
-        return Record(1, {"text": _without_bom(raw).decode()})
+        return Record(number, {"text": _without_bom(raw).decode()})
     except UnicodeDecodeError as error:
-        return Bad(1, "", f"invalid UTF-8 at byte {error.start}")
+        return Bad(number, "", f"invalid UTF-8 at byte {error.start}")
     except BadRecord as bad:
-        return Bad(1, "", bad.reason)
+        return Bad(number, "", bad.reason)
+
+
+def _too_long(max_line_bytes: int) -> str:
+    return f"a text longer than data.max_line_bytes ({max_line_bytes} bytes); split it, or raise that"

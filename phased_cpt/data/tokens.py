@@ -18,6 +18,7 @@ from phased_cpt.data.backends import Backends, Differs
 from phased_cpt.data.cache import Facts, Tell, file_digests, key_of, make_once, stamp
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.documents import PROBLEMS_SHOWN, Reading
+from phased_cpt.data.files import Piece
 from phased_cpt.data.piecework import Result, Source, Work, done
 from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.errors import InputError, Problem
@@ -149,13 +150,20 @@ class _LineNumbers:
     def add(self, result: Result, total: Reading) -> None:
         while self._file != result.piece.file:
             self.close(total)
-        path, reading = self.source.files[self._file].path, result.reading
-        for bad in reading.problems:
-            self._show(Problem(bad.field, bad.reason, f"{path}:{self._lines + bad.line}"))
+        for bad in result.reading.problems:
+            self._show(Problem(bad.field, bad.reason, self._place(result.piece, bad.line)))
+        reading = result.reading
         self._lines += reading.lines
         self._records += len(result.lengths) + reading.bad + sum(reading.counts.values()) - reading.counts["blank"]
+        self._file += result.piece.files - 1
         total.bad += reading.bad
         total.counts.update(reading.counts)
+
+    def _place(self, piece: Piece, line: int) -> str:
+        """Of a text it is the file that counts."""
+        if self.source.files[piece.file].format == "text":
+            return str(self.source.files[piece.file + line - 1].path)
+        return f"{self.source.files[piece.file].path}:{self._lines + line}"
 
     def close(self, total: Reading) -> None:
         """The file is at its end."""

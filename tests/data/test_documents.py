@@ -210,6 +210,29 @@ def test_parquet_is_read_by_row_groups(prepared: Prepare, write: Write, tmp_path
         prepared("d.parquet")
 
 
+def test_many_small_texts_are_read_together_and_told_apart(
+    prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phased_cpt.data.files.PIECE_BYTES", 40)
+    for number in range(30):
+        write(f"text {number:02}", f"d/{number:02}.txt")
+    write(lines(*GOOD), "d/15.jsonl")
+    run = prepared("d")
+    expected = [f"text {number:02}" for number in range(30)]
+    expected[15:15] = [record["text"] for record in GOOD]
+    assert texts(run.phases[0], run.tokenizer) == expected
+    write(b"\xff", "d/07.txt")
+    write(b"\xff\xfex", "d/22.txt")
+    write(b"", "d/03.txt")
+    with pytest.raises(InputError) as refused:
+        prepared("d")
+    assert str(refused.value).splitlines() == [
+        "d/07.txt: invalid UTF-8 at byte 0",
+        "d/22.txt: the file is UTF-16; save it as UTF-8",
+        "2 bad records in d; mend them, or leave them out: data.on_bad_record: skip",
+    ]
+
+
 def test_lines_are_numbered_in_the_file_wherever_it_was_cut(
     prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
