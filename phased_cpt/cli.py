@@ -117,20 +117,29 @@ def prepare_verb(
         Path | None, typer.Option(metavar="DIR", help="Write the documents of every phase and split as .bin, too.")
     ] = None,
     inspect: Annotated[
-        str | None, typer.Option(metavar="PHASE:N", help="Show block N of a phase as text (PHASE:eval:N: held out).")
+        str | None,
+        typer.Option(
+            metavar="PHASE:N", help="Show block N (the first is 0) of a phase as text; PHASE:eval:N: held out."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the data of every phase: tokens, the split, blocks; nothing is made twice."""
-    prepared = _prepared(_plan(config, set_, run_dir), workers)
     from phased_cpt.data import emit, inspection
 
-    if emit_jsonl:
-        emit.rows(prepared, emit_jsonl.expanduser())
-    if emit_bin:
-        emit.documents(prepared, emit_bin.expanduser())
+    plan = _plan(config, set_, run_dir)
+    written = {
+        "--emit-jsonl": emit_jsonl and emit.new_folder("--emit-jsonl", emit_jsonl.expanduser()),
+        "--emit-bin": emit_bin and emit.new_folder("--emit-bin", emit_bin.expanduser()),
+    }
+    prepared = _prepared(plan, workers)
+    for option, write in {"--emit-jsonl": emit.rows, "--emit-bin": emit.documents}.items():
+        if folder := written[option]:
+            write(prepared, folder)
+            sys.stderr.write(f"{option}: the files of every phase and split are in {folder}\n")
     if inspect:
-        _print(inspection.shown_block(prepared, inspect))
+        shown_block = inspection.block_facts if as_json else inspection.shown_block
+        _print(shown_block(prepared, inspect))
     else:
         _print(prepared_facts(prepared) if as_json else prepared_table(prepared))
 

@@ -280,6 +280,10 @@ def _warnings(phase: PhasePlan) -> Iterator[str]:
         yield f"{budgets[0]} is its budget, so {' and '.join(budgets[1:])} is not used"
     if phase.settings.lora.enabled and phase.settings.lora.alpha / phase.settings.lora.r > LARGE_SCALE:
         yield f"the adapter is scaled by {phase.settings.lora.alpha / phase.settings.lora.r:g} (alpha / r); 2 is usual"
+    data = phase.settings.data
+    if 2 * data.overlap_tokens > data.max_tokens and data.chunk_long_samples:
+        what = f"data.overlap_tokens is {data.overlap_tokens} of max_tokens {data.max_tokens}"
+        yield f"{what}, so that long documents are mostly read again as context; max_tokens / 16 is usual"
     if phase.number == 1 and phase.settings.lora.enabled and phase.model.from_config is not None:
         yield "an adapter on random weights learns little; let a phase before train every weight (lora.enabled: false)"
     if training.global_batch_size and phase.origins["training", "gradient_accumulation_steps"].kind != "default":

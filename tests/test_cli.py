@@ -108,7 +108,7 @@ def test_plan_shows_the_phases_and_what_was_set(write: Write, call: Call) -> Non
         "32,768 tokens",
         "best_fit",
         "training.learning_rate 5e-5 (the run: 1e-4)  run.yaml:10 (phase)",
-        "? steps: they follow from epochs and tokens once the data is prepared.",
+        "? steps: they follow from epochs and tokens; `phased-cpt prepare` tells them.",
     ):
         assert words in answer.out
 

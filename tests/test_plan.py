@@ -285,8 +285,10 @@ def test_a_plan_warns_of_what_is_allowed_and_yet_odd(plan: Callable[..., Plan]) 
     assert known.warnings() == told
     assert long_warmup in also.warnings()
     assert plan(CURRICULUM, "model.name=null", "model.from_config=c.json").warnings() == [random]
+    wide = plan(CURRICULUM, "data.max_tokens=64", "data.overlap_tokens=40").warnings()[0]
+    assert wide.startswith("foundation: data.overlap_tokens is 40 of max_tokens 64, so that long documents")
     # One of them is told in two forms.
-    assert len({*told, long_warmup, random}) - 1 == inspect.getsource(_warnings).count("yield "), (
+    assert len({*told, long_warmup, random, wide}) - 1 == inspect.getsource(_warnings).count("yield "), (
         "every warning is told here"
     )
 

@@ -134,9 +134,11 @@ class Data(Section):
     )
     shuffle: Flag = recipe(True, "Shuffle the rows of each epoch; false keeps the order of the sources.")
     eval_share: Real = recipe(0.05, "Share of each source's documents that is held out.", ge=0, lt=1)
-    eval_max_tokens: Natural = recipe(2_000_000, "Most tokens that are held out of a source.")
+    eval_max_tokens: Natural = recipe(
+        2_000_000, "Most tokens that are held out of a source; one document is, however long it is."
+    )
     split_seed: Whole = recipe(0, "Seed of the split; apart from run.seed, so that runs share a held-out set.", ge=0)
-    assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says.")
+    assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says (not yet: refused).")
     parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
     tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = bookkeeping(
         "auto", "Library that tokenises; auto takes the fastest one that is proven equal."
@@ -258,7 +260,7 @@ class Phase(Section):
         "How the next phase starts: with this adapter, or with a fresh one on a base that has this one merged.",
     )
     replay: dict[str, Share] | Share | None = recipe(
-        None, "Share of this phase's tokens drawn from earlier phases: of all of them, or by name."
+        None, "Share of this phase's tokens drawn from earlier phases: of all of them, or by name (not yet: refused)."
     )
     lora: Lora | None = recipe(None, "Adapter of this phase, where it starts a fresh one.")
     data: Data | None = recipe(None, "Values of `data` for this phase alone.")

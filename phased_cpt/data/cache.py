@@ -19,7 +19,7 @@ from phased_cpt.errors import PhasedCptError
 from phased_cpt.run_dir import publish_file, sync_folder
 
 SEAL = "sealed.json"
-FORMAT = 1  # rises when what is stored changes its meaning: what an older release has made is made anew
+FORMAT = 2  # rises when what is stored changes its meaning: what an older release has made is made anew
 
 RACY_NANOSECONDS = 2_000_000_000
 

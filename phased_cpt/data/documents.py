@@ -33,7 +33,8 @@ class Reading:
 
     lines: int = 0
     bad: int = 0
-    counts: Counter[str] = field(default_factory=Counter)  # blank, empty, left_out, special_texts, nul_texts
+    documents: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # what is no document: KINDS; and kinds of documents
     problems: list[Bad] = field(default_factory=list)  # the first few
 
 
@@ -54,6 +55,7 @@ def read_documents(
             reading.counts["blank"] += 1
         elif not rendering.keeps(record.fields):
             reading.counts["left_out"] += 1
+            reading.counts["without_field"] += not rendering.where.keys() <= record.fields.keys()
         else:
             try:
                 found = _document(record.fields, rendering, tokenizer)
@@ -63,6 +65,7 @@ def read_documents(
             if found is None:
                 reading.counts["empty"] += 1
                 continue
+            reading.documents += 1
             reading.counts["nul_texts"] += "\0" in found.document.identity
             reading.counts["special_texts"] += _quotes_specials(found.document, tokenizer)
             yield found

@@ -15,12 +15,24 @@ from numpy.typing import NDArray
 from phased_cpt.data.bin import write_bin
 from phased_cpt.data.index import Share
 from phased_cpt.data.prepare import PreparedRun, PreparedSplit
+from phased_cpt.errors import InputError
 from phased_cpt.run_dir import sync_folder
+
+
+def new_folder(option: str, folder: Path) -> Path:
+    """Where files are to be written; asked for before anything is made that they would hold."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{option} {folder}: this is a file; name a folder") from None
+    except OSError as error:
+        raise InputError(f"{option} {folder}: cannot be made ({error.strerror}); name another folder") from None
+    return folder
 
 
 def rows(run: PreparedRun, folder: Path) -> None:
     """The rows that a model is trained and measured on; a file appears whole or not at all."""
-    for name, split in _splits(run, folder):
+    for name, split in _splits(run):
         made, beside = folder / f"{name}.jsonl", folder / f".{name}.jsonl.tmp"
         with beside.open("w") as file:
             blocks = split.index.blocks
@@ -34,7 +46,7 @@ def rows(run: PreparedRun, folder: Path) -> None:
 
 def documents(run: PreparedRun, folder: Path) -> None:
     """The documents of each side, each once and whole: what a .bin source holds."""
-    for name, split in _splits(run, folder):
+    for name, split in _splits(run):
         each = (ids for share in split.shares for ids in _documents(share))
         write_bin(folder / f"{name}.bin", each, run.tokenizer)
 
@@ -45,8 +57,7 @@ def _documents(share: Share) -> Iterator[NDArray[Any]]:
         yield ids[offsets[document] : offsets[document + 1]]
 
 
-def _splits(run: PreparedRun, folder: Path) -> Iterator[tuple[str, PreparedSplit]]:
-    folder.mkdir(parents=True, exist_ok=True)
+def _splits(run: PreparedRun) -> Iterator[tuple[str, PreparedSplit]]:
     for phase in run.phases:
         for side, split in phase.splits.items():
             yield f"{phase.plan.folder}.{side}", split

@@ -8,11 +8,12 @@ import gzip
 import itertools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from phased_cpt.config.allowed import nearest
 from phased_cpt.errors import InputError
 
 PIECE_BYTES = 8 * 2**20  # small enough to share out and to show progress, large enough to forget the cost of sharing
@@ -53,15 +54,11 @@ class Piece:
     weight: int = 0  # bytes of the file that it stands for, to show progress
 
 
-def find_files(path: str) -> list[File]:
+def find_files(path: str, tell: Callable[[str], None] = lambda message: None) -> list[File]:
     """The files that a source names, in the order of their names."""
     place = Path(path).expanduser()
     if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and not _hidden(file, place))
-        files = [file for file in found if _format(file)]
-        if not files:
-            others = f"; there are {len(found)} others, such as {found[0].name}" if found else ""
-            raise InputError(f"{path}: no data files in this folder{others}; {_known()}")
+        files = _in_folder(place, path, tell)
     elif place.exists():
         files = [place]
     else:
@@ -69,8 +66,22 @@ def find_files(path: str) -> list[File]:
         files = [file for file in files if file.is_file()]
         if not files:
             what = "no file matches" if glob.has_magic(path) else "no such file or folder"
-            raise InputError(f"{path}: {what} (looked from {Path.cwd()})")
+            near = nearest(path, [str(each) for each in place.parent.glob("*")])
+            raise InputError(f"{path}: {what} (looked from {Path.cwd()}){near}")
     return [_file(file) for file in files]
+
+
+def _in_folder(place: Path, path: str, tell: Callable[[str], None]) -> list[Path]:
+    found = sorted(file for file in place.rglob("*") if file.is_file() and not _hidden(file, place))
+    files = [file for file in found if _format(file)]
+    others = [file for file in found if not _format(file) and not file.name.endswith(".bin.meta.json")]
+    such = f"such as {others[0].relative_to(place)}" if others else ""
+    if not files:
+        there = f"; there are {len(others)} others, {such}" if others else ""
+        raise InputError(f"{path}: no data files in this folder{there}; {_known()}")
+    if others:
+        tell(f"{path}: {len(files)} files are read; {len(others)} others are no data and left alone, {such}")
+    return files
 
 
 def is_hub_id(path: str) -> bool:
@@ -84,12 +95,14 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def _format(file: Path) -> str | None:
+    if file.name.endswith(".bin.meta.json"):
+        return None  # it belongs to its .bin
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def _known() -> str:
-    return f"read are {', '.join(FORMATS)}, also with {' or '.join(PACKED)} behind"
+    return f"read are {', '.join(FORMATS)}, texts and JSON also with {' or '.join(PACKED)} behind (dataset/README.md)"
 
 
 def _file(path: Path) -> File:

@@ -1,12 +1,13 @@
 """A block as text: where its documents begin, what is context only, what nothing is learnt from."""
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.text import Text
 
 from phased_cpt.data.blocks import IGNORED, Blocks
-from phased_cpt.data.chunks import Integers
+from phased_cpt.data.chunks import Integers, Slices
 from phased_cpt.data.prepare import PreparedRun, PreparedSplit
 from phased_cpt.errors import InputError
 
@@ -25,6 +26,40 @@ def shown_block(run: PreparedRun, which: str) -> Text:
     return Text.assemble((heading, "bold"), *_parts(run, split, blocks, number))
 
 
+def block_facts(run: PreparedRun, which: str) -> dict[str, Any]:
+    """The same for a program: the row, and which document each of its slices is of."""
+    split, side, number = _found(run, which)
+    blocks = split.index.blocks
+    row = blocks[number]
+    return {
+        "phase": which.partition(":")[0],
+        "split": side,
+        "block": number,
+        "slices": [piece._asdict() for piece in _pieces(split, blocks.slices_of(number))],
+        "row": {key: row[key].tolist() for key in ("input_ids", "position_ids", "labels")},
+    }
+
+
+class Piece(NamedTuple):
+    """A slice of a document in a block."""
+
+    source: str
+    document: int  # of that source, the first is 0
+    begin: int  # in the document
+    end: int
+    tokens: int  # of the whole document
+    context: int
+
+
+def _pieces(split: PreparedSplit, slices: Slices) -> Iterator[Piece]:
+    columns = (slices.store, slices.start, slices.length, slices.context)
+    for store, start, length, context in zip(*(column.tolist() for column in columns), strict=True):
+        made = split.shares[store].store
+        document = int(np.searchsorted(made.offsets, start, side="right")) - 1
+        begin, after = int(made.offsets[document]), int(made.offsets[document + 1])
+        yield Piece(made.name, document, start - begin, start - begin + length, after - begin, context)
+
+
 def _found(run: PreparedRun, which: str) -> tuple[PreparedSplit, str, int]:
     name, _, rest = which.partition(":")
     side, _, number = rest.rpartition(":")
@@ -37,20 +72,16 @@ def _found(run: PreparedRun, which: str) -> tuple[PreparedSplit, str, int]:
 
 
 def _parts(run: PreparedRun, split: PreparedSplit, blocks: Blocks, number: int) -> Iterator[str | tuple[str, str]]:
-    row, pieces, at = blocks[number], blocks.slices_of(number), 0
-    for store, start, length in zip(pieces.store, pieces.start, pieces.length, strict=True):
-        share = split.shares[int(store)]
-        offsets = share.store.offsets
-        document = int(np.searchsorted(offsets, start, side="right")) - 1
-        begin, end = int(start - offsets[document]), int(start - offsets[document] + length)
-        whole = int(offsets[document + 1] - offsets[document])
-        where = "" if length == whole else f", tokens {begin:,} to {end:,} of {whole:,}"
-        yield f"\n── document {document} of {share.store.name}{where} ──\n", BORDER
-        labels, ids = row["labels"][at : at + length], row["input_ids"][at : at + length]
-        trained = int(np.argmax(labels != IGNORED)) if (labels != IGNORED).any() else len(labels)
+    row, at = blocks[number], 0
+    for piece in _pieces(split, blocks.slices_of(number)):
+        length = piece.end - piece.begin
+        where = "" if length == piece.tokens else f", tokens {piece.begin:,} to {piece.end:,} of {piece.tokens:,}"
+        yield f"\n── document {piece.document} of {piece.source}{where} ──\n", BORDER
+        labelled, ids = row["labels"][at : at + length] != IGNORED, row["input_ids"][at : at + length]
+        trained = int(labelled.argmax()) if labelled.any() else length
         yield f"⟦{_text(run, ids[:trained])}⟧", UNLABELLED
         yield _text(run, ids[trained:])
-        at += int(length)
+        at += length
     if at < len(row["labels"]):
         yield f"\n── {len(row['labels']) - at:,} positions of padding ──\n", BORDER
 

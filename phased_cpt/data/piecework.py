@@ -129,7 +129,7 @@ def _copied(piece: Piece, file: File, tokenizer: Tokenizer) -> Result:
     ends = np.cumsum(lengths)
     each = (ids[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True))
     digests = b"".join(sha256(document.astype("<u4").tobytes()).digest()[:DIGEST_BYTES] for document in each)
-    reading = Reading(lines=len(lengths))
+    reading = Reading(lines=len(lengths), documents=len(lengths))
     return Result(piece, ids.astype(tokenizer.dtype, copy=False), lengths, digests, reading, 0, None)
 
 
@@ -165,10 +165,19 @@ def _in_order(work: Work, pieces: Iterator[Piece], pool: ProcessPoolExecutor, at
             waiting.clear()
             yield work.do(piece)
             continue
-        waiting.append(pool.submit(_do, piece))
+        waiting.append(_submitted(pool, piece))
         if len(waiting) > at_once:
             yield waiting.popleft().result()
     yield from (future.result() for future in waiting)
+
+
+def _submitted(pool: ProcessPoolExecutor, piece: Piece) -> Future[Result]:
+    """The first one forks the workers: a Ctrl-C in the middle of that would be lost, so it waits."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_do, piece)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 _work_of_this_process: Work | None = None

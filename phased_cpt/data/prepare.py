@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from phased_cpt.config import Source as Named
+from phased_cpt.config.allowed import nearest
 from phased_cpt.config.schema import Data
 from phased_cpt.data.backends import Backends
 from phased_cpt.data.blocks import Shape
@@ -31,7 +32,7 @@ from phased_cpt.data.render import Rendering
 from phased_cpt.data.split import Taken, copies, held_out, shared
 from phased_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from phased_cpt.data.tokens import TokenStore, Workshop, token_store
-from phased_cpt.errors import InputError
+from phased_cpt.errors import InputError, Problem
 from phased_cpt.plan import PhasePlan, Plan
 from phased_cpt.schedule import Prepared
 
@@ -176,7 +177,7 @@ class PreparedRun:
     def phase(self, name: str) -> PreparedPhase:
         found = {phase.plan.name: phase for phase in self.phases}
         if name not in found:
-            raise InputError(f"no phase is called {name!r}; there are {', '.join(found)}")
+            raise InputError(f"no phase is called {name!r}{nearest(name, found)} (phases: {', '.join(found)})")
         return found[name]
 
 
@@ -184,6 +185,7 @@ def prepare(plan: Plan, watcher: Watcher | None = None, workers: int | None = No
     """The data of every phase, made now or found in the cache."""
     for phase in plan.phases:
         _require_buildable(phase)
+    _require_sources(plan)
     cache = cache_folder(plan)
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(plan, cache)
@@ -204,6 +206,23 @@ def _require_buildable(phase: PhasePlan) -> None:
         raise InputError(f"phases.{phase.name}.replay: this version does not draw replay yet; take it out")
     if phase.settings.data.assistant_only_loss:
         raise InputError(f"{phase.name}: data.assistant_only_loss: this version trains whole chats; take it out")
+
+
+def _require_sources(plan: Plan) -> None:
+    """Every path of every phase is looked for before anything is made, and all that are wrong are told at once."""
+    problems = []
+    for phase in plan.phases:
+        for key in ("sources", "eval_sources"):
+            for source in getattr(phase.phase, key):
+                try:
+                    if not _is_of_the_hub(source):
+                        find_files(source.path)
+                except InputError as error:
+                    origin = plan.origin("phases", phase.number - 1, key)
+                    where = "" if origin.kind == "default" else str(origin)
+                    problems.append(Problem(f"phases.{phase.name}.{key}", str(error), where))
+    if problems:
+        raise InputError("\n".join(map(str, problems)))
 
 
 def _tokenizer(plan: Plan, cache: Path) -> Tokenizer:
@@ -308,7 +327,7 @@ def _packing(data: Data, side: str, tokenizer: Tokenizer) -> Packing:
 def _store(named: Named, data: Data, room: _Room) -> TokenStore:
     source = Source(
         name=named.path + (f" ({named.split})" if named.split else ""),
-        files=_files(named, room.shop.cache),
+        files=_files(named, room.shop),
         rendering=Rendering(data.text_field, dict(data.where), data.parse_special_tokens),
         max_line_bytes=data.max_line_bytes,
         skip_bad=data.on_bad_record == "skip",
@@ -321,8 +340,12 @@ def _store(named: Named, data: Data, room: _Room) -> TokenStore:
         room.watcher.end()
 
 
-def _files(named: Named, cache: Path) -> list[File]:
+def _files(named: Named, shop: Workshop) -> list[File]:
     """On the disk; else from the hub, through `datasets` in a process of its own."""
-    if named.split or is_hub_id(named.path):
-        return find_files(str(downloaded(named.path, named.split, cache)))
-    return find_files(named.path)
+    if _is_of_the_hub(named):
+        return find_files(str(downloaded(named.path, named.split, shop.cache)))
+    return find_files(named.path, shop.tell)
+
+
+def _is_of_the_hub(named: Named) -> bool:
+    return named.split is not None or is_hub_id(named.path)

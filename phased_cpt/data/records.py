@@ -15,6 +15,8 @@ BOM = b"\xef\xbb\xbf"
 OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 SKIP_BYTES = 2**20  # how much of an overlong line is passed over at once
 
+LINES_OF_ARRAY = "jq -c '.[]' array.json > lines.jsonl makes lines of an array"
+
 Fields = dict[str, Any]
 
 
@@ -121,7 +123,8 @@ def _object(line: bytes, first: bool) -> Fields | None:
     except (ValueError, RecursionError) as error:
         raise BadRecord("", _why(line, error)) from None
     if not isinstance(value, dict):
-        raise BadRecord("", f"a JSON {kind(value)}; needed is one object per line")
+        mend = f" ({LINES_OF_ARRAY})" if isinstance(value, list) else ""
+        raise BadRecord("", f"a JSON {kind(value)}; needed is one object per line{mend}")
     return value
 
 
@@ -134,9 +137,9 @@ def _without_bom(line: bytes) -> bytes:
 
 def _why(line: bytes, error: Exception) -> str:
     if line.strip() in (b"{", b"[", b"[{"):
-        return "invalid JSON: an object over several lines; needed is one object per line"
+        return f"invalid JSON: one value over several lines; needed is one object per line ({LINES_OF_ARRAY})"
     if isinstance(error, json.JSONDecodeError):
-        return f"invalid JSON: {error.msg} at character {error.pos + 1}"
+        return f"invalid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     return "invalid JSON: nested too deep" if isinstance(error, RecursionError) else f"invalid JSON: {error}"
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from phased_cpt.config.allowed import nearest
 from phased_cpt.data.records import BadRecord, Fields, kind
 from phased_cpt.data.tokenizer import Tokenizer
 
@@ -70,9 +71,13 @@ def _field(fields: Fields, wanted: str) -> str:
     looked_for = AUTO if wanted == "auto" else (wanted,)
     found = next((field for field in looked_for if field in fields), None)
     if found is None:
-        there = ", ".join(list(fields)[:8]) or "none"
-        raise BadRecord(looked_for[0] if len(looked_for) == 1 else "", f"missing field {_either(looked_for)} ({there})")
+        hint = nearest(looked_for[0], list(fields)) if len(looked_for) == 1 else ""
+        raise BadRecord("", f"missing field {_either(looked_for)}{hint} ({_there(fields)})")
     return found
+
+
+def _there(fields: Fields) -> str:
+    return f"fields here: {', '.join(list(fields)[:8]) or 'none'}"
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -120,7 +125,7 @@ def _alpaca(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokeniz
 
 def _text(fields: Fields, field: str) -> str:
     if field not in fields:
-        raise BadRecord(field, f"missing field {field!r} ({', '.join(fields)})")
+        raise BadRecord("", f"missing field {field!r} ({_there(fields)})")
     value = fields[field]
     if not isinstance(value, str):
         raise BadRecord(field, f"a JSON {kind(value)}; needed is a text")

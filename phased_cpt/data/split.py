@@ -30,8 +30,9 @@ def held_out(
     taken: list[int] = []
     chosen[of[np.isin(digests, np.array(always, np.uint64))]] = True
     if not chosen.any() and len(places) > 1:
-        chosen[0] = True
-        taken = [int(digests[of == 0][0])]
+        first = int(np.flatnonzero(tokens <= np.median(tokens))[0])  # no giant: it may be most of the source
+        chosen[first] = True
+        taken = [int(digests[of == first][0])]
     if chosen.all():
         chosen[-1] = False
     return chosen[of], taken

@@ -24,6 +24,8 @@ from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.errors import InputError, Problem
 
 Digests = NDArray[np.uint64]
+COUNTED = ("blank", "empty", "left_out", "without_field", "special_texts", "nul_texts")
+
 Advance = Callable[[int], None]  # so many bytes more are read
 
 
@@ -122,11 +124,12 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
             shop.advance(result.piece.weight)
     numbers.close(total)
     if total.bad and not work.source.skip_bad:
-        raise _bad_records(work.source, total.bad, [str(each) for each in numbers.problems])
+        raise _bad_records(work.source, total.bad, total.documents, [str(each) for each in numbers.problems])
     offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
     np.save(beside / "offsets.npy", offsets)
     np.save(beside / "digests.npy", np.frombuffer(b"".join(digests), "<u8"))
     return {
+        "files": len(work.source.files),
         "documents": len(offsets) - 1,
         "tokens": int(offsets[-1]),
         "dtype": work.tokenizer.dtype,
@@ -135,7 +138,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
         "slow_documents": slow,
         "bad": total.bad,
         "problems": [str(each) for each in numbers.problems],
-        **{name: total.counts[name] for name in ("blank", "empty", "left_out", "special_texts", "nul_texts")},
+        **{name: total.counts[name] for name in COUNTED},
     }
 
 
@@ -154,9 +157,10 @@ class _LineNumbers:
             self._show(Problem(bad.field, bad.reason, self._place(result.piece, bad.line)))
         reading = result.reading
         self._lines += reading.lines
-        self._records += len(result.lengths) + reading.bad + sum(reading.counts.values()) - reading.counts["blank"]
+        self._records += reading.documents + reading.bad + reading.counts["empty"] + reading.counts["left_out"]
         self._file += result.piece.files - 1
         total.bad += reading.bad
+        total.documents += reading.documents
         total.counts.update(reading.counts)
 
     def _place(self, piece: Piece, line: int) -> str:
@@ -184,20 +188,27 @@ def _judge(source: Source, facts: Facts) -> None:
     """Too many bad records, or no document at all: also where the tokens were there already."""
     documents, bad = facts["documents"], facts["bad"]
     if bad and (not source.skip_bad or bad > source.max_bad_share * (bad + documents)):
-        raise _bad_records(source, bad, facts["problems"])
+        raise _bad_records(source, bad, documents, facts["problems"])
     if not documents:
-        told = {"empty": "empty", "left_out": "left out by data.where", "blank": "blank lines"}
+        told = {
+            "empty": "empty",
+            "left_out": "left out by data.where",
+            "without_field": "of these without such a field",
+            "blank": "blank lines",
+        }
         counts = ", ".join(f"{facts[name]} {what}" for name, what in told.items() if facts[name]) or "nothing in it"
         raise InputError(f"{source.name}: no document is left to train on ({counts})")
 
 
-def _bad_records(source: Source, bad: int, problems: list[str]) -> InputError:
+def _bad_records(source: Source, bad: int, documents: int, problems: list[str]) -> InputError:
     shown = "\n".join(problems)
     more = f"\n… and {bad - len(problems)} more" if bad > len(problems) else ""
-    if source.skip_bad:
-        accepted = f"data.max_bad_share {source.max_bad_share:g}"
-        end = f"{bad} bad records in {source.name} are more than {accepted} accepts; mend them, or raise it"
+    count = f"{bad} bad record{'s' * (bad != 1)} in {source.name}"
+    share = bad / (bad + documents)
+    if not documents:
+        end = f"{count}, and no good one"
+    elif source.skip_bad:
+        end = f"{count}: {share:.1%}, more than data.max_bad_share {source.max_bad_share:g}; mend them, or raise it"
     else:
-        count = f"{bad} bad record{'s' * (bad != 1)}"
-        end = f"{count} in {source.name}; mend them, or leave them out: data.on_bad_record: skip"
+        end = f"{count}, and {documents:,} good; mend them, or leave them out: data.on_bad_record: skip"
     return InputError(f"{shown}{more}\n{end}")

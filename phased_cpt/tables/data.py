@@ -15,7 +15,18 @@ if TYPE_CHECKING:  # it loads numpy, which `plan` does without
     from phased_cpt.data.tokens import TokenStore
 
 COLUMNS = ("", "phase", "split", "documents", "chunks", "blocks", "trained", "first", "context", "padded", "dropped")
-COUNTED = ("documents", "chunks", "blocks", "tokens_trained", "tokens_first", "tokens_context", "tokens_padded")
+LEGEND = (
+    "first: nothing predicts it · context: seen again, not trained · full: positions that are no padding · "
+    "copies: exact ones on the same side"
+)
+TOLD = {
+    "bad": "bad records left out",
+    "left_out": "left out by data.where",
+    "empty": "empty texts",
+    "special_texts": "with the text of a special token, kept as text (data.parse_special_tokens)",
+    "nul_texts": "with NUL characters",
+    "slow_documents": "tokenised by the reference, to be sure",
+}
 
 
 def prepared_facts(run: PreparedRun) -> dict[str, Any]:
@@ -66,15 +77,15 @@ def _store_facts(store: TokenStore) -> dict[str, Any]:
 
 
 def prepared_table(run: PreparedRun) -> RenderableType:
-    """The data on one screen: a row for each side of each phase, then what is worth knowing about the sources."""
+    """The data on one screen: a row for each side of each phase, its sources, and what is worth knowing about them."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in (*COLUMNS, "full", "copies", "steps", ""):
-        table.add_column(heading, justify="left" if heading in ("phase", "split", "") else "right", no_wrap=True)
+    for heading in (*COLUMNS, "full", "copies", "steps", "made"):
+        table.add_column(heading, justify="left" if heading in ("phase", "split", "made") else "right", no_wrap=True)
     for phase in run.phases:
         for side, split in phase.splits.items():
             table.add_row(*_row(phase, side, split))
     title = Text.assemble("tokens of ", (run.tokenizer.name, "bold"), f", documents end with {run.tokenizer.eos}")
-    return Group(title, "", table, *_notes(run))
+    return Group(title, "", table, Text(LEGEND, style="dim"), "", _sources(run), *_notes(run))
 
 
 def _row(phase: PreparedPhase, side: str, split: PreparedSplit) -> Iterator[str | Text]:
@@ -82,8 +93,14 @@ def _row(phase: PreparedPhase, side: str, split: PreparedSplit) -> Iterator[str 
     yield str(phase.plan.number) if first else ""
     yield Text(phase.plan.name if first else "", style="bold cyan")
     yield side
-    for name in (*COUNTED, "tokens_dropped"):
-        yield f"{getattr(account, name):,}"
+    yield f"{account.documents:,}"
+    yield f"{account.chunks:,}"
+    yield f"{account.blocks:,}"
+    yield f"{account.tokens_trained:,}"
+    yield f"{account.tokens_first:,}"
+    yield f"{account.tokens_context - account.tokens_repeated:,}"  # what is trained again is in `trained`
+    yield f"{account.tokens_padded:,}"
+    yield f"{account.tokens_dropped:,}"
     yield f"{account.efficiency:.1%}"
     yield f"{split.duplicates:,}"
     yield _steps(phase) if first else ""
@@ -94,7 +111,8 @@ def _how(split: PreparedSplit) -> str:
     if split.cached:
         return "from the cache"
     speed = split.megabytes_per_second
-    return f"{split.seconds:.1f} s" + (f", {speed:,.0f} MB/s by {split.backend}" if speed else "")
+    shown = speed is not None and split.seconds >= 1  # below that it is the start that is measured
+    return f"{split.seconds:.1f} s" + (f", {speed:,.0f} MB/s by {split.backend}" if shown else f" by {split.backend}")
 
 
 def _steps(phase: PreparedPhase) -> str:
@@ -103,27 +121,51 @@ def _steps(phase: PreparedPhase) -> str:
     return "?" if steps is None else f"{steps:,}"
 
 
+def _sources(run: PreparedRun) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("source", "files", "documents", "tokens", "MB", ""):
+        table.add_column(heading, justify="left" if heading in ("source", "") else "right")
+    for store in {store.folder: store for phase in run.phases for store in _stores(phase)}.values():
+        facts = store.facts
+        figures = (facts["files"], facts["documents"], facts["tokens"])
+        notes = "; ".join(f"{facts[name]:,} {what}" for name, what in TOLD.items() if facts[name])
+        table.add_row(
+            store.name, *(f"{figure:,}" for figure in figures), f"{facts['bytes'] / 1e6:,.1f}", Text(notes, style="dim")
+        )
+    return table
+
+
 def _notes(run: PreparedRun) -> Iterator[RenderableType]:
-    told = {
-        "bad": "bad records left out",
-        "left_out": "left out by data.where",
-        "empty": "empty texts",
-        "special_texts": "with the text of a special token, kept as text (data.parse_special_tokens reads it as one)",
-        "nul_texts": "with NUL characters",
-        "slow_documents": "tokenised by the reference, to be sure",
-    }
-    stores = {store.folder: store for phase in run.phases for store in _stores(phase)}
-    for store in stores.values():
-        counts = [f"{store.facts[name]:,} {what}" for name, what in told.items() if store.facts[name]]
-        if counts:
-            yield Text(f"{store.name}: {'; '.join(counts)}", style="dim")
+    for store in {store.folder: store for phase in run.phases for store in _stores(phase)}.values():
         for problem in store.facts["problems"]:
-            yield Text(f"  left out: {problem}", style="yellow")
+            yield Text(f"left out: {problem}", style="yellow")
+    if any(_steps(phase) == "?" for phase in run.phases):
+        yield Text(
+            "? steps: they follow from the number of GPUs; launch.num_gpus, or --set launch.num_gpus=8", style="dim"
+        )
     for phase in run.phases:
-        if shortened := phase.train.index.account.documents_shortened:
-            what = f"{shortened:,} documents were shortened to {phase.plan.settings.data.max_tokens:,} tokens"
-            yield Text.assemble(("careful: ", "bold yellow"), f"{phase.plan.name}: {what} (data.chunk_long_samples)")
-        if phase.eval is None:
-            yield Text(f"{phase.plan.name}: nothing is held out, so nothing can be measured", style="yellow")
+        for warning in _warnings(phase):
+            yield Text.assemble(("careful: ", "bold yellow"), f"{phase.plan.name}: {warning}")
     for copy in run.copies():
         yield Text.assemble(("careful: " if copy.leaks else "", "bold yellow"), str(copy))
+
+
+def _warnings(phase: PreparedPhase) -> Iterator[str]:
+    """What is allowed, and yet worth a second look."""
+    data, train = phase.plan.settings.data, phase.train.index.account
+    if train.documents_shortened:
+        what = f"{train.documents_shortened:,} documents were shortened to {data.max_tokens:,} tokens"
+        yield f"{what}; data.chunk_long_samples: true trains all of them"
+    if train.tokens_first > train.documents and train.tokens_first > 0.01 * train.tokens_source:
+        what = f"{train.tokens_first / train.tokens_source:.1%} of the tokens are first in a window and not trained"
+        yield f"{what}; data.overlap_tokens: 1 gives all but the first of each document something before them"
+    if phase.train.duplicates > 0.1 * train.documents:
+        yield f"{phase.train.duplicates:,} of {train.documents:,} training documents are copies of others"
+    if phase.eval is None:
+        yield "nothing is held out, so nothing can be measured; give it eval_sources, or more documents"
+        return
+    held = phase.eval.index.account.tokens_source
+    share = held / (held + train.tokens_source)
+    if not phase.plan.phase.eval_sources and share > 3 * data.eval_share:
+        what = f"{share:.0%} of the tokens are held out (data.eval_share is {data.eval_share:g} of the documents)"
+        yield f"{what}; a lower data.eval_max_tokens holds out less"

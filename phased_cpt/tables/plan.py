@@ -197,7 +197,7 @@ def _typed(path: str, plan: Plan) -> str:
 
 def _notes(plan: Plan) -> Iterator[RenderableType]:
     if any(phase.steps is None for phase in plan.phases):
-        yield Text("\n? steps: they follow from epochs and tokens once the data is prepared.", style="dim")
+        yield Text("\n? steps: they follow from epochs and tokens; `phased-cpt prepare` tells them.", style="dim")
     if any(phase.batch is None for phase in plan.phases):
         yield Text(
             "The whole batch is known once the GPUs are: launch.num_gpus, or --set launch.num_gpus=8.", style="dim"

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from phased_cpt.config import load
+from phased_cpt.data.prepare import prepare
 from phased_cpt.errors import InputError
+from phased_cpt.plan import make_plan
 from tests.conftest import Call, Write
 from tests.data.conftest import Prepare, lines, texts
 
@@ -76,30 +79,30 @@ def test_what_is_read_comes_back_unchanged(
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "broken JSON": (b'{"text": "x"}\n{"text": "x"}\n\n{"text" "x"}\n', "a.jsonl:4: invalid JSON: Expecting ':' delimiter at character 9"),
-    "a last line that is cut off": (b'{"text": "x"}\n{"text": "x', "a.jsonl:2: invalid JSON: Unterminated string starting at at character 10; the file may be incomplete"),
+    "a last line that is cut off": (b'{"text": "x"}\n{"text": "x', "a.jsonl:2: invalid JSON: Unterminated string starting at character 10; the file may be incomplete"),
     "UTF-16": ('{"text": "x"}\n'.encode("utf-16"), "a.jsonl:1: the file is UTF-16; save it as UTF-8"),
-    "a missing field": (b'{"text": "x"}\n{"body": "x", "id": 3}\n', "a.jsonl:2: missing field 'training_content' or 'text' or 'messages' or 'instruction' (body, id)"),
+    "a missing field": (b'{"text": "x"}\n{"body": "x", "id": 3}\n', "a.jsonl:2: missing field 'training_content' or 'text' or 'messages' or 'instruction' (fields here: body, id)"),
     "null": (b'{"text": null}\n', "a.jsonl:1: text: null; needed is a text"),
     "a number": (b'{"text": 3}\n', "a.jsonl:1: text: a JSON number; needed is a text"),
     "a boolean": (b'{"text": true}\n', "a.jsonl:1: text: a JSON boolean; needed is a text"),
     "a list": (b'{"text": ["x"]}\n', "a.jsonl:1: text: a JSON array; needed is a text"),
     "an object": (b'{"text": {"x": 1}}\n', "a.jsonl:1: text: a JSON object; needed is a text"),
-    "an array a line": (b'["x"]\n', "a.jsonl:1: a JSON array; needed is one object per line"),
+    "an array a line": (b'["x"]\n', "a.jsonl:1: a JSON array; needed is one object per line (jq -c '.[]' array.json > lines.jsonl makes lines of an array)"),
     "a text a line": (b'"x"\n', "a.jsonl:1: a JSON text; needed is one object per line"),
-    "an object over lines": (b'{\n  "text": "x"\n}\n', "a.jsonl:1: invalid JSON: an object over several lines; needed is one object per line"),
+    "an object over lines": (b'{\n  "text": "x"\n}\n', "a.jsonl:1: invalid JSON: one value over several lines; needed is one object per line (jq -c '.[]' array.json > lines.jsonl makes lines of an array)"),
     "invalid UTF-8": (b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl:2: invalid UTF-8 at byte 10 of the line"),
     "a lone surrogate": (b'{"text": "x\\ud800"}\n', "a.jsonl:1: half a character (a lone surrogate) at character 2 of the text"),
     "a key given twice": (b'{"text": "x", "text": "y"}\n', "a.jsonl:1: the key 'text' is given twice"),
     "a key given twice further in": (b'{"text": "x", "meta": {"a": 1, "a": 1}}\n', "a.jsonl:1: the key 'a' is given twice"),
     "NaN": (b'{"text": "x", "score": NaN}\n', "a.jsonl:1: NaN is not JSON"),
     "nested too deep": (b'{"text": "x", "m": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "a.jsonl:1: invalid JSON: nested too deep"),
-    "a control character": (b'{"text": "x\x01"}\n', "a.jsonl:1: invalid JSON: Invalid control character at at character 12"),
+    "a control character": (b'{"text": "x\x01"}\n', "a.jsonl:1: invalid JSON: Invalid control character at character 12"),
     "an empty file": (b"", "a.jsonl: 0 records; the file is empty"),
     "nothing but blanks": (b"\n  \n", "a.jsonl: 0 records; the file is empty"),
     "messages that are a text": (b'{"messages": "x"}\n', "a.jsonl:1: messages: a JSON text; needed is an array of messages"),
     "a message without a role": (b'{"messages": [{"content": "x"}]}\n', 'a.jsonl:1: messages[0]: needed is {"role": "\xe2\x80\xa6", "content": "\xe2\x80\xa6"}'.encode("latin-1").decode()),
     "a message without content": (b'{"messages": [{"role": "user", "content": null}]}\n', "a.jsonl:1: messages[0].content: null; needed is a text"),
-    "an instruction without an output": (b'{"instruction": "x"}\n', "a.jsonl:1: output: missing field 'output' (instruction)"),
+    "an instruction without an output": (b'{"instruction": "x"}\n', "a.jsonl:1: missing field 'output' (fields here: instruction)"),
 }  # fmt: skip
 
 
@@ -116,8 +119,8 @@ def test_what_cannot_be_used_is_told_with_its_place(
 
 
 FILES: dict[str, tuple[str, bytes, str, str]] = {
-    "a glob that matches nothing": ("a.jsonl", b"", "b*.jsonl", r"b\*.jsonl: no file matches \(looked from /.*\)"),
-    "a file that is not there": ("a.jsonl", b"", "b.jsonl", r"b.jsonl: no such file or folder \(looked from /.*\)"),
+    "a glob that matches nothing": ("a.jsonl", b"", "b*.jsonl", r"run.json:1: phases.phase_0.sources: b\*.jsonl: no file matches \(looked from /.*\)"),
+    "a file that is not there": ("a.jsonl", b"", "b.jsonl", r"b.jsonl: no such file or folder \(looked from /.*\); did you mean a.jsonl\?"),
     "a kind that is not known": ("a.csv", b"x", "a.csv", r"a.csv: what kind of file is this\? read are .jsonl, .*"),
     "a folder without data": ("d/a.csv", b"x", "d", r"d: no data files in this folder; there are 1 others, such as a.csv; .*"),
     "a cut gzip file": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 50)[:-9], "a.jsonl.gz", r"a.jsonl.gz: its gzip data end early or are damaged .*"),
@@ -137,6 +140,33 @@ def test_files_that_cannot_be_used_are_named(
         prepared(source)
 
 
+def test_every_source_that_is_not_there_is_told_at_once_with_its_line(write: Write) -> None:
+    write(lines(*GOOD), "good.jsonl")
+    write("""\
+        model: {name: some/model}
+        phases:
+          - {name: one, sources: [goood.jsonl, good.jsonl]}
+          - name: two
+            sources: good.jsonl
+            eval_sources: missing/*.txt
+        """)
+    with pytest.raises(InputError) as refused:
+        prepare(make_plan(load(Path("run.yaml"))))
+    first, second = str(refused.value).splitlines()
+    assert first.startswith("run.yaml:3: phases.one.sources: goood.jsonl: no such file or folder (looked from ")
+    assert first.endswith("; did you mean good.jsonl?")
+    assert second.startswith("run.yaml:6: phases.two.eval_sources: missing/*.txt: no file matches (looked from ")
+
+
+def test_files_of_a_folder_that_are_no_data_are_told(
+    prepared: Prepare, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(lines(*GOOD), "d/a.jsonl")
+    write("x = 1", "d/code.py")
+    prepared("d")
+    assert "d: 1 files are read; 1 others are no data and left alone, such as code.py" in capsys.readouterr().err
+
+
 def test_the_first_twenty_problems_are_shown_and_all_are_counted(prepared: Prepare, write: Write) -> None:
     write(lines(*GOOD, *[{"text": number} for number in range(30)]), "a.jsonl")
     with pytest.raises(InputError) as refused:
@@ -144,7 +174,7 @@ def test_the_first_twenty_problems_are_shown_and_all_are_counted(prepared: Prepa
     shown = str(refused.value).splitlines()
     assert [line.partition(":")[2].partition(":")[0] for line in shown[:20]] == [str(at) for at in range(4, 24)]
     assert shown[20] == "… and 10 more"
-    assert shown[21] == "30 bad records in a.jsonl; mend them, or leave them out: data.on_bad_record: skip"
+    assert shown[21] == "30 bad records in a.jsonl, and 3 good; mend them, or leave them out: data.on_bad_record: skip"
 
 
 def test_bad_records_may_be_left_out_up_to_a_share(prepared: Prepare, write: Write) -> None:
@@ -152,15 +182,20 @@ def test_bad_records_may_be_left_out_up_to_a_share(prepared: Prepare, write: Wri
     run = prepared("a.jsonl", on_bad_record="skip", max_bad_share=0.05)
     assert len(texts(run.phases[0], run.tokenizer)) == 30
     assert run.phases[0].train.stores[0].facts["problems"] == ["a.jsonl:31: text: a JSON number; needed is a text"]
-    with pytest.raises(InputError, match=r"1 bad records in a.jsonl are more than data.max_bad_share 0.01 accepts"):
+    with pytest.raises(
+        InputError, match=r"1 bad record in a.jsonl: 3.2%, more than data.max_bad_share 0.01; mend them, or raise it"
+    ):
         prepared("a.jsonl", on_bad_record="skip", max_bad_share=0.01)
-    with pytest.raises(InputError, match=r"1 bad record in a.jsonl; mend them"):
+    with pytest.raises(InputError, match=r"1 bad record in a.jsonl, and 30 good; mend them"):
         prepared("a.jsonl")
 
 
 def test_nothing_left_to_train_on_says_why(prepared: Prepare, write: Write) -> None:
     write(lines({"text": " "}, {"text": "x", "type": "commit"}), "a.jsonl")
-    with pytest.raises(InputError, match=r"a.jsonl: no document is left to train on \(2 left out by data.where\)"):
+    with pytest.raises(
+        InputError,
+        match=r"a.jsonl: no document is left to train on \(2 left out by data.where, 1 of these without such a field\)",
+    ):
         prepared("a.jsonl", where={"type": "file"})
 
 
@@ -206,7 +241,7 @@ def test_parquet_is_read_by_row_groups(prepared: Prepare, write: Write, tmp_path
     with pytest.raises(InputError, match=r"c.parquet:2: text: null; needed is a text"):
         prepared("c.parquet")
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "d.parquet")
-    with pytest.raises(InputError, match=r"d.parquet:1: missing field .* \(body, n\)"):
+    with pytest.raises(InputError, match=r"d.parquet:1: missing field .* \(fields here: body, n\)"):
         prepared("d.parquet")
 
 
@@ -229,7 +264,7 @@ def test_many_small_texts_are_read_together_and_told_apart(
     assert str(refused.value).splitlines() == [
         "d/07.txt: invalid UTF-8 at byte 0",
         "d/22.txt: the file is UTF-16; save it as UTF-8",
-        "2 bad records in d; mend them, or leave them out: data.on_bad_record: skip",
+        "2 bad records in d, and 30 good; mend them, or leave them out: data.on_bad_record: skip",
     ]
 
 
@@ -309,4 +344,6 @@ def test_the_message_reaches_the_user_and_the_exit_code_is_2(
     write(lines(*GOOD, {"text": None}), "a.jsonl")
     answer = call("prepare", "-c", str(config("a.jsonl")), "--json")
     assert (answer.code, answer.out) == (2, "")
-    assert re.match(r"a.jsonl:4: text: null; needed is a text\n1 bad record in a.jsonl; mend them", answer.err)
+    assert re.match(
+        r"a.jsonl:4: text: null; needed is a text\n1 bad record in a.jsonl, and 3 good; mend them", answer.err
+    )

@@ -72,11 +72,42 @@ def test_the_table_says_what_became_of_every_token(call: Call, write: Write, con
     write(lines(*TEXTS, {"text": ""}, {"text": "<|endoftext|>"}, *TEXTS[:2]), "a.jsonl")
     answer = call("prepare", "-c", str(config("a.jsonl")))
     assert answer.code == 0
-    for word in ("documents", "blocks", "trained", "context", "padded", "dropped", "copies", "MB/s by fastokens"):
+    for word in (
+        "documents",
+        "blocks",
+        "trained",
+        "context",
+        "padded",
+        "dropped",
+        "copies",
+        "s by fastokens",
+        "first: nothing predicts it",
+    ):
         assert word in answer.out
     assert "documents end with <|endoftext|>" in answer.out
-    assert "a.jsonl: 1 empty texts; 1 with the text of a special token, kept as text" in answer.out
+    assert "1 empty texts; 1 with the text of a special token, kept as text" in answer.out
+    assert "? steps: they follow from the number of GPUs" in answer.out
     assert "from the cache" in call("prepare", "-c", "run.json").out
+
+
+@pytest.mark.parametrize(
+    ("records", "data", "warning"),
+    [
+        (TEXTS * 2, {}, r"phase_0: 1\d\d of 3\d\d training documents are copies of others"),
+        (TEXTS[:1], {}, "phase_0: nothing is held out, so nothing can be measured; give it eval_sources, or more docu"),
+        (TEXTS, {"chunk_long_samples": False}, r"phase_0: \d+ documents were shortened to 64 tokens; data.chunk_long_sam"),
+        (TEXTS, {"overlap_tokens": 0}, r"phase_0: \d.\d% of the tokens are first in a window and not trained; data.overlap"),
+        (TEXTS[:3], {}, r"phase_0: \d\d% of the tokens are held out \(data.eval_share is 0.05 of the documents\)"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_told(
+    call: Call, write: Write, config: Callable[..., Path], records: list[Any], data: dict[str, Any], warning: str
+) -> None:
+    write(lines(*records), "a.jsonl")
+    out = call("prepare", "-c", str(config("a.jsonl", **data))).out
+    assert re.search(f"careful: {warning}", out), out
+    write(lines(*TEXTS), "a.jsonl")
+    assert "careful" not in call("prepare", "-c", str(config("a.jsonl"))).out, "the control"
 
 
 def test_copies_are_reported_within_across_and_against_what_is_held_out(prepared: Prepare, write: Write) -> None:
@@ -172,6 +203,19 @@ def test_emitted_rows_are_the_rows(call: Call, prepared: Prepare, write: Write, 
             assert row == {key: values.tolist() for key, values in blocks[at].items()}  # type: ignore[attr-defined]
 
 
+def test_where_files_are_to_be_written_is_asked_for_first(
+    call: Call, write: Write, config: Callable[..., Path]
+) -> None:
+    write(lines(*TEXTS), "a.jsonl")
+    config("a.jsonl")
+    for option in ("--emit-jsonl", "--emit-bin"):
+        answer = call("prepare", "-c", "run.json", option, "a.jsonl")
+        assert (answer.code, answer.err) == (2, f"{option} a.jsonl: this is a file; name a folder\n")
+        answer = call("prepare", "-c", "run.json", option, "/proc/none")
+        assert (answer.code, answer.err[:40]) == (2, f"{option} /proc/none: cannot be made (No such file"[:40])
+    assert not Path("outputs").exists(), "nothing was made yet"
+
+
 @pytest.mark.requirement("K-08")
 def test_tokens_as_plain_files_are_a_source_with_the_same_rows(
     call: Call, prepared: Prepare, write: Write, config: Callable[..., Path]
@@ -179,6 +223,7 @@ def test_tokens_as_plain_files_are_a_source_with_the_same_rows(
     write(lines(*TEXTS), "a.jsonl")
     before = prepared("a.jsonl").phases[0]
     assert call("prepare", "-c", "run.json", "--emit-bin", "bin").code == 0
+    assert prepared("bin").phases[0].train.stores[0].facts["documents"] == 200, "the folder is a source, too"
     meta = json.loads(Path("bin/phase1_phase_0.train.bin.meta.json").read_text())
     assert (meta["dtype"], meta["documents"], meta["eos_id"]) == ("uint16", before.train.index.account.documents, 0)
     own = ("phases.0.eval_sources=bin/phase1_phase_0.eval.bin",)
@@ -225,13 +270,19 @@ def test_a_block_is_shown_as_text_with_its_borders_and_what_is_not_trained(
     config("a.jsonl", eval_share=0)
     shown = [call("prepare", "-c", "run.json", "--inspect", f"phase_0:{at}").out for at in range(2)]
     assert re.match(r"phase_0, train, block 1 of 2: 64 positions, \d+ trained; ⟦not trained⟧", shown[1])
+    facts = json.loads(call("prepare", "-c", "run.json", "--inspect", "phase_0:1", "--json").out)
+    assert sum(piece["end"] - piece["begin"] for piece in facts["slices"]) == sum(
+        each >= 0
+        for each in facts["row"]["input_ids"][: sum(piece["end"] - piece["begin"] for piece in facts["slices"])]
+    )
+    assert {piece["source"] for piece in facts["slices"]} == {"a.jsonl"}
     everything = "".join(shown)
     assert "── document 0 of a.jsonl ──\n⟦" in everything
     assert re.search(r"── document 1 of a.jsonl, tokens 56 to \d+ of \d+ ──\n⟦( ?word){8}⟧ word", everything)
     assert "positions of padding" in everything
     for which, problem in {
         "phase_0": "give PHASE:N", "phase_0:x": "give PHASE:N", "phase_0:9": "there are 2 blocks, 0 to 1",
-        "other:0": "no phase is called 'other'; there are phase_0", "phase_0:eval:0": "nothing of phase_0 is held out",
+        "other:0": "no phase is called 'other' (phases: phase_0)", "phase0:0": "did you mean phase_0?", "phase_0:eval:0": "nothing of phase_0 is held out",
     }.items():  # fmt: skip
         answer = call("prepare", "-c", "run.json", "--inspect", which)
         assert (answer.code, answer.out) == (2, "")
@@ -252,7 +303,7 @@ def test_a_data_set_is_loaded_by_its_split(prepared: Prepare, write: Write, monk
     )
     assert (train.index.account.documents, test.index.account.documents) == (5, 1)
     assert prepared("set", set_=(source.replace("SPLIT", "train"),), eval_share=0).phases[0].train.cached
-    with pytest.raises(InputError, match=r"\./set: .*`datasets` cannot load it: .*Unknown split \"nope\""):
+    with pytest.raises(InputError, match=r"\./set: `datasets` cannot load it: .*Unknown split \"nope\""):
         prepared("set", set_=(source.replace("SPLIT", "nope"),))
     with pytest.raises(InputError, match=r"some/data: .*`datasets` cannot load it: "):
         prepared("some/data")

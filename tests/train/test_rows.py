@@ -36,7 +36,7 @@ def test_one_call_gives_batches_of_a_phase(run: RunConfig) -> None:
     assert len(held_out) >= 1
     with pytest.raises(InputError, match="one has no split 'test'; there are train, eval"):
         data_loader(run, "one", split="test")
-    with pytest.raises(InputError, match="no phase is called 'two'; there are one"):
+    with pytest.raises(InputError, match=r"no phase is called 'two' .phases: one."):
         data_loader(run, "two")
 
 
