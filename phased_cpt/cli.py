@@ -36,7 +36,7 @@ from phased_cpt.tables import (
 )
 
 if TYPE_CHECKING:
-    from phased_cpt.data.prepare import PreparedRun
+    from phased_cpt.data.prepared import PreparedRun
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(

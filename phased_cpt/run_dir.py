@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,9 +87,9 @@ def run_folders(output_dir: Path, name: str) -> list[Path]:
 def publish_file(path: Path, content: bytes, *, shared: bool = False) -> None:
     """Write beside, fsync, rename, fsync the folder: a reader sees the old content or the new, at any instant.
 
-    `shared`: several processes may publish it at once. Others leave no file behind that the next call does not reuse.
+    `shared`: several may publish it at once. Others leave no file behind that the next call does not reuse.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         try:

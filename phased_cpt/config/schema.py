@@ -123,7 +123,7 @@ class Data(Section):
         "Field that holds the text; auto looks for training_content, text, messages, instruction, in that order.",
     )
     where: dict[str, JsonValue] = recipe({}, "Keep only the records whose fields have these values.")
-    max_tokens: Whole = recipe(32768, "Length of a training row, in tokens.", ge=2)
+    max_tokens: Whole = recipe(32768, "Length of a training row, in tokens.", ge=2, le=2**24)
     overlap_tokens: Whole = recipe(
         2048, "Tokens that a window of a long document repeats as context; if not given, at most max_tokens / 16.", ge=0
     )
@@ -141,7 +141,7 @@ class Data(Section):
     assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says (not yet: refused).")
     parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
     tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = bookkeeping(
-        "auto", "Library that tokenises; auto takes the fastest one that is proven equal."
+        "auto", "Library that tokenises; auto takes a fast one where it is proven equal."
     )
     on_bad_record: Literal["fail", "skip"] = recipe("fail", "What a line that cannot be read does.")
     max_bad_share: Real = bookkeeping(0.01, "Largest share of bad lines that skip accepts.", ge=0, le=1)
@@ -235,7 +235,9 @@ class Source(Section):
 
     path: Place = bookkeeping(..., "File, folder or glob, seen from where the command is called; or a hub id.")
     split: Text | None = recipe(None, "Split of a hub data set.")
-    weight: Positive = recipe(1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.")
+    weight: Positive = recipe(
+        1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.", le=1000
+    )
 
 
 SourceOrPath = Annotated[Source, BeforeValidator(path_as_source, json_schema_input_type=Source | str)]

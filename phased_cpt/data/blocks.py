@@ -20,7 +20,10 @@ IGNORED = -100
 
 
 class Row(TypedDict):
-    """What a model is trained on. There is no attention_mask: one of ones would undo the isolation of the documents."""
+    """What a model is trained on, called with use_cache=False.
+
+    There is no attention_mask: one of ones, like a cache, silently lets the documents of a row see each other.
+    """
 
     input_ids: Integers
     position_ids: Integers
@@ -60,7 +63,7 @@ class Blocks:
         return slice(int(self.first[at]), int(self.first[at + 1]))
 
     def __getitem__(self, block: int) -> Row:
-        """Whole arrays at a time: a loop over slices would cost 50 ns a token where documents are short."""
+        """Whole arrays at a time: a loop over slices costs several times as much where documents are short."""
         where, shape = self._where(block), self.shape
         length, context = self.slices.length[where], self.slices.context[where]
         ends = length.cumsum()

@@ -1,6 +1,6 @@
 """Folders that are made once and found by their content: whole and sealed, or not there.
 
-built beside (.<key>.building, under a lock) → sealed.json with the size and sha256 of every file → rename
+built beside (.<key>.<random>.building, under a lock) → sealed.json with the size and sha256 of every file → rename
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,25 +39,34 @@ def make_once(folder: Path, build: Callable[[Path], Facts], tell: Tell) -> tuple
     facts = sealed_facts(folder)
     if facts is not None:
         return facts, True
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, tell):
         facts = sealed_facts(folder)  # another process may have built it meanwhile
         if facts is not None:
             return facts, True
-        if folder.exists():
+        if folder.exists() or folder.is_symlink():
             tell(f"{folder}: damaged; it is made anew")
-            shutil.rmtree(folder)
+            _remove(folder)
         _sweep(folder.parent)
-        beside = _beside(folder)
-        shutil.rmtree(beside, ignore_errors=True)
+        # A name of its own: were the cache deleted meanwhile, somebody else may be building there already.
+        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.building")
         beside.mkdir()
         try:
             facts = build(beside)
             _seal(beside, folder, facts)
-        except BaseException:
+        except FileNotFoundError as error:
+            if beside.is_dir():
+                raise
+            raise PhasedCptError(f"{folder.parent}: deleted while it was written to ({error}); run it again") from None
+        finally:
             shutil.rmtree(beside, ignore_errors=True)
-            raise
     return facts, False
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def sealed_facts(folder: Path, thorough: bool = True) -> Facts | None:
@@ -67,21 +77,19 @@ def sealed_facts(folder: Path, thorough: bool = True) -> Facts | None:
     parts = 2 if thorough else 1
     try:
         seal = json.loads((folder / SEAL).read_bytes())
-        whole = all(_file_facts(folder / name, parts) == expected[:parts] for name, expected in seal["files"].items())
-        facts: Facts | None = seal["facts"] if whole else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        files, facts = seal["files"], seal["facts"]
+        whole = seal["digest"] == key_of(files, facts)
+        whole = whole and all(_file_facts(folder / name, parts) == files[name][:parts] for name in files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return facts
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.building")
+    return dict(facts) if whole else None
 
 
 def _seal(beside: Path, folder: Path, facts: Facts) -> None:
     """No fsync of what is large: were a part lost with the power, its sha256 would say so, and it is made anew."""
     files = {path.name: _file_facts(path) for path in sorted(beside.iterdir())}
-    publish_file(beside / SEAL, json.dumps({"files": files, "facts": facts}, ensure_ascii=False).encode())
+    seal = {"files": files, "facts": facts, "digest": key_of(files, facts)}
+    publish_file(beside / SEAL, json.dumps(seal).encode())
     os.replace(beside, folder)
     sync_folder(folder.parent)
 
@@ -98,31 +106,43 @@ def sha256_of(path: Path) -> str:
 @contextlib.contextmanager
 def _alone(folder: Path, tell: Tell) -> Iterator[None]:
     """Only one process builds; the kernel lets go when it dies, however it dies."""
-    file = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = _locked(folder, fcntl.LOCK_NB)
+    if file is None:
+        tell("another process prepares the same data; waiting for it")
+        file = _locked(folder, 0)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("another process prepares the same data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise PhasedCptError(f"{folder.parent}: this file system cannot lock files ({error.strerror})") from None
         yield
     finally:
+        os.close(file or -1)
+
+
+def _locked(folder: Path, mode: int) -> int | None:
+    """The lock of a folder, or None where another process holds it and this one is not to wait."""
+    path = folder.with_name(f"{folder.name}.lock")
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | mode)
+            if os.fstat(file).st_ino == path.stat().st_ino:
+                return file
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except FileNotFoundError:
+            pass  # the cache was deleted meanwhile: this lock holds nobody off
+        except OSError as error:
+            os.close(file)
+            raise PhasedCptError(f"{folder.parent}: this file system cannot lock files ({error.strerror})") from None
         os.close(file)
 
 
 def _sweep(parent: Path) -> None:
     """Take away what killed builds have left; one that is being built is locked, and stays."""
     for left in parent.glob(".*.building"):
-        name = left.name.removeprefix(".").removesuffix(".building")
-        file = os.open(parent / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = _locked(left.with_name(left.name.split(".")[1]), fcntl.LOCK_NB)
+        if file is not None:
             shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
             os.close(file)
 
 
@@ -131,13 +151,10 @@ def _sweep(parent: Path) -> None:
 
 def file_digests(paths: list[Path], memory: Path) -> list[str]:
     """The sha256 of each file, read once: remembered by path, size, times and inode."""
-    try:
-        known: dict[str, list[Any]] = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
-        known = {}
+    known = remembered(memory)
     now = time.time_ns()
     stamps = {str(path): stamp(path) for path in paths}
-    unknown = [path for path, times in stamps.items() if known.get(path, [None])[:-1] != times]
+    unknown = [path for path, times in stamps.items() if not _is_known(known.get(path), times)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for path, digest in zip(unknown, threads.map(sha256_of, map(Path, unknown)), strict=True):
             known[path] = [*stamps[path], digest]
@@ -147,6 +164,26 @@ def file_digests(paths: list[Path], memory: Path) -> list[str]:
         kept = {path: known[path] for path, times in stamps.items() if now - times[1] > RACY_NANOSECONDS}
         publish_file(memory, json.dumps(kept).encode(), shared=True)
     return [known[str(path)][-1] for path in paths]
+
+
+def _is_known(entry: Any, times: list[int]) -> bool:
+    return isinstance(entry, list) and entry[:-1] == times
+
+
+def remembered(file: Path) -> dict[str, Any]:
+    """What was remembered, or nothing: none of it is needed."""
+    try:
+        known = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def remember(file: Path, what: dict[str, Any]) -> None:
+    """For the next time, where one can write."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        publish_file(file, json.dumps(what).encode(), shared=True)
 
 
 def stamp(path: Path) -> list[int]:

@@ -54,5 +54,5 @@ def windows(documents: Slices, capacity: int, overlap: int) -> Slices:
         start=documents.start[of] + skipped,
         length=np.minimum(documents.length[of] - skipped, capacity),
         context=np.where(nth > 0, overlap, 0),
-        shortened=documents.shortened[of] & (nth == counts[of] - 1),
+        shortened=documents.shortened[of],
     )

@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 
 
 def main(folder: str, made: str) -> None:
-    """Write it beside, check that it gives the same ids, and move it into place: tokenizer.json last."""
+    """Write it beside, and move it into place: tokenizer.json, by which it is found, comes last."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory(dir=made) as beside:
         tokenizer.save_pretrained(beside)
         if not (Path(beside) / "tokenizer.json").exists():
             sys.exit(f"{type(tokenizer).__name__} cannot be written as a tokenizer.json")
-        for name in sorted((path.name for path in Path(beside).iterdir()), key="tokenizer.json".__eq__):
+        for name in sorted((path.name for path in Path(beside).iterdir()), key=lambda name: name == "tokenizer.json"):
             os.replace(Path(beside) / name, Path(made) / name)
 
 

@@ -47,6 +47,8 @@ def read_documents(
     reading: Reading,
 ) -> Iterator[Found]:
     """The documents of a piece in order, counting into `reading`."""
+    if files[piece.file].format == "text":
+        rendering = rendering._replace(text_field="text")  # it has no other
     for record in records(files, piece, max_line_bytes, rendering.columns):
         reading.lines = record.line
         if isinstance(record, Bad):
@@ -72,13 +74,17 @@ def read_documents(
 
 
 def _document(fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Found | None:
-    document = render(fields, rendering, tokenizer)
-    if document is None:
-        return None
     try:
+        document = render(fields, rendering, tokenizer)
+        if document is None:
+            return None
+        if document.parts[0].text is not document.identity:
+            "".join(part.text for part in document.parts).encode()
         return Found(document, sha256(document.identity.encode()).digest()[:DIGEST_BYTES])
     except UnicodeEncodeError as error:
         raise BadRecord("", f"half a character (a lone surrogate) at character {error.start + 1} of the text") from None
+    except RecursionError:
+        raise BadRecord("", "nested too deep") from None
 
 
 def _quotes_specials(document: Document, tokenizer: Tokenizer) -> bool:

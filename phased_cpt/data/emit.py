@@ -5,18 +5,16 @@ DIR/phase1_foundation.train.bin     the documents as ids, with .bin.meta.json be
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from phased_cpt.data.bin import write_bin
+from phased_cpt.data.bin import beside, write_bin
 from phased_cpt.data.index import Share
-from phased_cpt.data.prepare import PreparedRun, PreparedSplit
+from phased_cpt.data.prepared import PreparedRun, PreparedSplit
 from phased_cpt.errors import InputError
-from phased_cpt.run_dir import sync_folder
 
 
 def new_folder(option: str, folder: Path) -> Path:
@@ -33,15 +31,11 @@ def new_folder(option: str, folder: Path) -> Path:
 def rows(run: PreparedRun, folder: Path) -> None:
     """The rows that a model is trained and measured on; a file appears whole or not at all."""
     for name, split in _splits(run):
-        made, beside = folder / f"{name}.jsonl", folder / f".{name}.jsonl.tmp"
-        with beside.open("w") as file:
-            blocks = split.index.blocks
+        blocks = split.index.blocks
+        with beside(folder / f"{name}.jsonl") as file:
             for row in map(blocks.__getitem__, range(len(blocks))):
                 plain = {key: row[key].tolist() for key in ("input_ids", "position_ids", "labels")}
-                file.write(json.dumps(plain) + "\n")
-            os.fsync(file.fileno())
-        os.replace(beside, made)
-    sync_folder(folder)
+                file.write(json.dumps(plain).encode() + b"\n")
 
 
 def documents(run: PreparedRun, folder: Path) -> None:

@@ -6,6 +6,7 @@ dataset/commits/*.jsonl → a.jsonl b.jsonl.gz → [a: bytes 0–8M] [a: 8M–11
 import glob
 import gzip
 import itertools
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,10 @@ FORMATS = {
     ".parquet": "parquet",
     ".bin": "tokens",
 }
-PACKED = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# zstd files may begin with a frame that is to be skipped.
+MAGIC = {"gzip": re.compile(rb"\x1f\x8b"), "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,25 @@ class File:
 
     path: Path
     format: str
-    packing: str | None  # gzip, zstd, or None
+    compression: str | None  # gzip, zstd, or None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a worker reads at once: bytes of a file, a row group of it, what was unpacked of it, or several texts."""
+    """What a worker reads at once: bytes of a file, a row group of it, decompressed bytes, or several texts."""
 
     file: int  # index in the source, of the first one
     files: int = 1  # several only of texts: many are small
     start: int = 0
     end: int = 0
-    content: bytes | None = None  # of a packed file
+    content: bytes | None = None  # of a compressed file
     last: bool = True  # of its file
     weight: int = 0  # bytes of the file that it stands for, to show progress
 
 
 def find_files(path: str, tell: Callable[[str], None] = lambda message: None) -> list[File]:
     """The files that a source names, in the order of their names."""
-    place = Path(path).expanduser()
+    place = _expanded(path)
     if place.is_dir():
         files = _in_folder(place, path, tell)
     elif place.exists():
@@ -72,7 +74,7 @@ def find_files(path: str, tell: Callable[[str], None] = lambda message: None) ->
 
 
 def _in_folder(place: Path, path: str, tell: Callable[[str], None]) -> list[Path]:
-    found = sorted(file for file in place.rglob("*") if file.is_file() and not _hidden(file, place))
+    found = sorted(_walked(place))
     files = [file for file in found if _format(file)]
     others = [file for file in found if not _format(file) and not file.name.endswith(".bin.meta.json")]
     such = f"such as {others[0].relative_to(place)}" if others else ""
@@ -86,38 +88,63 @@ def _in_folder(place: Path, path: str, tell: Callable[[str], None]) -> list[Path
 
 def is_hub_id(path: str) -> bool:
     """organisation/name, where nothing of that name lies on the disk."""
-    place = Path(path).expanduser()
-    return not place.exists() and HUB_ID.fullmatch(path) is not None and not _format(place) and "/" in path
+    place = _expanded(path)
+    return not place.exists() and HUB_ID.fullmatch(path) is not None and not _format(place)
 
 
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such user, so no such home folder") from None
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """Every file below that is not hidden, links followed; a folder that cannot be read is no empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
+
+    seen = set()
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        stat = Path(name).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()  # a link that leads back
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        yield from (Path(name) / file for file in files if not file.startswith("."))
 
 
 def _format(file: Path) -> str | None:
     if file.name.endswith(".bin.meta.json"):
         return None  # it belongs to its .bin
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in COMPRESSIONS]
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def _known() -> str:
-    return f"read are {', '.join(FORMATS)}, texts and JSON also with {' or '.join(PACKED)} behind (dataset/README.md)"
+    compressed = f"texts and JSON also with {' or '.join(COMPRESSIONS)} behind"
+    return f"read are {', '.join(FORMATS)}, {compressed}; see dataset/README.md"
 
 
 def _file(path: Path) -> File:
     kind = _format(path)
     if kind is None:
         raise InputError(f"{path}: what kind of file is this? {_known()}")
+    if not path.is_file():
+        raise InputError(f"{path}: {'neither a file nor a folder' if path.exists() else 'a link that leads nowhere'}")
     with path.open("rb") as file:
         head = file.read(4)
-    packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
-    called = PACKED.get(path.suffix.lower())
-    if called and packing != called and head:
-        raise InputError(f"{path}: called {path.suffix}, but there is no {called} data in it; rename it, or pack it")
-    if packing and kind in ("parquet", "tokens"):
-        raise InputError(f"{path}: a {kind} file must not be packed; unpack it")
-    return File(path, kind, packing)
+    compression = next((name for name, magic in MAGIC.items() if magic.match(head)), None)
+    called = COMPRESSIONS.get(path.suffix.lower())
+    if called and compression != called and head:
+        raise InputError(
+            f"{path}: called {path.suffix}, but there is no {called} data in it; rename it, or compress it"
+        )
+    if compression and kind in ("parquet", "tokens"):
+        raise InputError(f"{path}: a {kind} file must not be compressed; unpack it")
+    return File(path, kind, compression)
 
 
 def pieces_of(files: Sequence[File], max_line_bytes: int) -> Iterator[Piece]:
@@ -128,8 +155,8 @@ def pieces_of(files: Sequence[File], max_line_bytes: int) -> Iterator[Piece]:
             continue
         for index, file in group:
             size = file.path.stat().st_size
-            if file.packing:
-                yield from _unpacked(index, file, max_line_bytes)
+            if file.compression:
+                yield from _decompressed(index, file, max_line_bytes)
             elif file.format == "parquet":
                 yield from _row_groups(index, file, size)
             else:
@@ -137,7 +164,7 @@ def pieces_of(files: Sequence[File], max_line_bytes: int) -> Iterator[Piece]:
 
 
 def _is_small(file: File) -> bool:
-    return file.format == "text" and not file.packing
+    return file.format == "text" and not file.compression
 
 
 def _together(files: Sequence[tuple[int, File]]) -> Iterator[Piece]:
@@ -176,8 +203,8 @@ def parquet_file(path: Path):  # type: ignore[no-untyped-def] # pyarrow has no t
         raise InputError(f"{path}: not a Parquet file that can be read: {error}") from None
 
 
-def _unpacked(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
-    """Pieces of what is in a packed file."""
+def _decompressed(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
+    """Pieces of what is in a compressed file."""
     start = read = 0
     for content, position, last in _parts(file, max_line_bytes):
         yield Piece(index, 1, start, start + len(content), content, last, position - read)
@@ -185,7 +212,7 @@ def _unpacked(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
 
 
 def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int, bool]]:
-    """What is in a packed file, cut at ends of lines (a text: not cut); how far the file is read; whether it is all.
+    """What a compressed file holds, cut at ends of lines (a text: not cut); how far it is read; whether that is all.
 
     Of a line that is too long only so much is kept that the reader sees it.
     """
@@ -196,13 +223,13 @@ def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int, bool]]
             if cut:
                 yield rest + block[:cut], packed.tell(), False
                 rest = block[cut:]
-            else:
+            elif len(rest) <= max_line_bytes:
                 rest = (rest + block)[: max_line_bytes + 1]
         yield rest, packed.tell(), True
 
 
 def _opened(file: File, packed: IO[bytes]) -> IO[bytes]:
-    if file.packing == "gzip":
+    if file.compression == "gzip":
         return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
     import pyarrow  # it knows zstd, so that no other library is needed for it
 
@@ -213,4 +240,4 @@ def _read(stream: IO[bytes], file: File) -> bytes:
     try:
         return stream.read(PIECE_BYTES)
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise InputError(f"{file.path}: its {file.packing} data end early or are damaged ({error})") from None
+        raise InputError(f"{file.path}: its {file.compression} data end early or are damaged ({error})") from None

@@ -5,8 +5,8 @@ documents of every source ─ weights ─ shortened? ─ packed ─ counted ─ 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,9 +33,15 @@ class Share:
     seed: tuple[str | int, ...] = ()
 
     @property
-    def draw(self) -> list[object]:
-        """What decides how often each is seen; no seed has a say in a whole weight."""
-        return [self.weight, self.seed if self.weight % 1 else None]
+    def key(self) -> list[object]:
+        """All that decides which documents are seen how often; no seed has a say in a whole weight."""
+        seed = self.seed if self.weight % 1 else None
+        return [self.store.folder.name, digest_of(self.documents), self.weight, seed]
+
+
+def digest_of(documents: Integers) -> str:
+    """Of which documents they are."""
+    return sha256(documents.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -62,19 +68,17 @@ class BlockIndex:
         return open_blocks(self.folder)
 
 
-def block_index(shares: Sequence[Share], how: Packing, split: Any, cache: Path, tell: Tell) -> BlockIndex:
-    """From the cache, or made now. `split` says how the documents were chosen: it is part of the name."""
-    stores = [share.store.folder.name for share in shares]
-    draws = [share.draw for share in shares]
-    folder = cache / "blocks" / key_of("blocks", stores, split, draws, asdict(how))
+def block_index(shares: Sequence[Share], how: Packing, cache: Path, tell: Tell) -> BlockIndex:
+    """From the cache, or made now."""
+    folder = cache / "blocks" / key_of("blocks", [share.key for share in shares], asdict(how))
 
     def build(beside: Path) -> Facts:
         account, slices, first = _packed(shares, how)
         for name, dtype in ARRAYS.items():
             np.save(beside / f"{name}.npy", getattr(slices, name).astype(dtype))
         np.save(beside / "first.npy", first)
-        used = [{"name": name, "dtype": share.store.facts["dtype"]} for name, share in zip(stores, shares, strict=True)]
-        return {"account": asdict(account), "shape": asdict(how.shape), "stores": used}
+        stores = [{"name": share.store.folder.name, "dtype": share.store.facts["dtype"]} for share in shares]
+        return {"account": asdict(account), "shape": asdict(how.shape), "stores": stores}
 
     facts, cached = make_once(folder, build, tell)
     return BlockIndex(folder, Account(**facts["account"]), cached)

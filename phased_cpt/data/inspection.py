@@ -8,7 +8,7 @@ from rich.text import Text
 
 from phased_cpt.data.blocks import IGNORED, Blocks
 from phased_cpt.data.chunks import Integers, Slices
-from phased_cpt.data.prepare import PreparedRun, PreparedSplit
+from phased_cpt.data.prepared import PreparedRun, PreparedSplit
 from phased_cpt.errors import InputError
 
 BORDER, UNLABELLED = "bold cyan", "yellow"

@@ -36,7 +36,7 @@ def shuffled(count: int, *seed: str | int) -> Indices:
 def drawn(count: int, weight: float, *seed: str | int) -> Indices:
     """The documents of an epoch, as often as their source weighs, each pass in the source's order.
 
-    5 documents × 2.4 →  0 1 2 3 4 | 0 1 2 3 4 | 1 3       (two tenths and a half of five is two of them)
+    5 documents × 2.4 →  0 1 2 3 4 | 0 1 2 3 4 | and two of them, by the seed
     """
     whole, rest = divmod(Fraction(repr(weight)), 1)
     extra = math.floor(rest * count + Fraction(1, 2))

@@ -140,12 +140,17 @@ def _borders(starts: Integers, total: int, capacity: int, overlap: int) -> Integ
     """Where in the stream each block begins, and where the last one ends; a block that cuts a document re-reads it."""
     if not overlap:
         return np.append(np.arange(0, total, capacity), total)
+    ends = np.append(starts[1:], total)
     borders, at = [], 0
     while at < total:
-        borders.append(at)
-        into = at - int(starts[np.searchsorted(starts, at, side="right") - 1])
-        at += capacity - min(into, overlap)
-    return np.array([*borders, total], np.int64)
+        of = int(np.searchsorted(starts, at, side="right")) - 1
+        into = at - int(starts[of])
+        step = capacity - min(into, overlap)
+        # Further into a document than the overlap, the step is the same until its end: all of these borders at once.
+        count = -(-(int(ends[of]) - at) // step) if into >= overlap else 1
+        borders.append(np.arange(at, at + count * step, step))
+        at += count * step
+    return np.concatenate([*borders, np.array([total])])
 
 
 def _in_blocks(pieces: Slices, block: Integers) -> Packed:

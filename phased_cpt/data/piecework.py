@@ -8,6 +8,8 @@ pieces ─┬─ worker 1 ─┐
 import ctypes
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import sys
 from collections import deque
@@ -16,12 +18,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phased_cpt.data.backends import Backend, Encoded, Proof, by_reference, interleaved
+from phased_cpt.data.backends import Backend, Encoded, Ids, Proof, by_reference, interleaved
 from phased_cpt.data.bin import read_bin
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.documents import DIGEST_BYTES, Reading, read_documents
@@ -71,11 +74,13 @@ class Work(NamedTuple):
         found = list(read_documents(source.files, piece, source.rendering, source.max_line_bytes, tokenizer, reading))
         if reading.bad and not source.skip_bad:
             found = []  # nothing comes of it: only the other problems are looked for
-        compared, backend.slow_documents = int(backend.proof.compared.sum()), 0
-        encoded = _framed(_encoded([each.document for each in found], backend), tokenizer)
+        documents = [each.document for each in found]
+        compared, backend.slow_documents = np.count_nonzero(backend.proof.compared), 0
+        encoded = _encoded(documents, backend)
+        parsed = np.array([any(part.special for part in document.parts) for document in documents], bool)
         digests = b"".join(each.digest for each in found)
-        news = backend.proof if backend.proof.compared.sum() != compared else None
-        return Result(piece, *encoded, digests, reading, backend.slow_documents, news)
+        news = backend.proof if np.count_nonzero(backend.proof.compared) != compared else None
+        return Result(piece, *_framed(encoded, parsed, tokenizer), digests, reading, backend.slow_documents, news)
 
 
 def _encoded(documents: list[Document], backend: Backend) -> Encoded:
@@ -98,18 +103,18 @@ def _of_parts(document: Document, backend: Backend) -> Encoded:
     return Encoded(np.concatenate(parts), np.array([sum(map(len, parts))]))
 
 
-def _framed(encoded: Encoded, tokenizer: Tokenizer) -> tuple[NDArray[Any], Integers]:
-    """Each document with the tokenizer's prefix and one EOS, unless it has them: a rendered chat often does."""
+def _framed(encoded: Encoded, may_be: NDArray[np.bool_], tokenizer: Tokenizer) -> tuple[Ids, Integers]:
+    """Each document with the prefix and one EOS, unless it may bring them along, and does: rendered chats."""
     ids, lengths = encoded
     ends = np.cumsum(lengths)
     begins = ends - lengths
     prefix = np.array(tokenizer.prefix, np.uint32)
-    bare = np.ones(len(lengths), bool)
+    has_prefix = may_be & (lengths >= len(prefix))
     for at, each in enumerate(prefix):
-        fits = lengths > at
-        bare[fits] &= ids[begins[fits] + at] != each
-    open_ = np.ones(len(lengths), bool)
-    open_[lengths > 0] = ids[ends[lengths > 0] - 1] != tokenizer.eos_id
+        has_prefix[has_prefix] = ids[begins[has_prefix] + at] == each
+    has_end = may_be & (lengths > 0)
+    has_end[has_end] = ids[ends[has_end] - 1] == tokenizer.eos_id
+    bare, open_ = ~has_prefix, ~has_end
     framed_ends = np.cumsum(lengths + bare * len(prefix) + open_)
     framed_begins = framed_ends - lengths - bare * len(prefix) - open_
     places = [framed_begins[bare] + at for at in range(len(prefix))]
@@ -136,57 +141,70 @@ def _copied(piece: Piece, file: File, tokenizer: Tokenizer) -> Result:
 # Shared out ----------------------------------------------------------------------------------------------------------
 
 
-def done(work: Work, workers: int) -> Iterator[Result]:
+def done(work: Work, workers: int, beside: Path) -> Iterator[Result]:
     """The pieces of a source, tokenised, in order; only a few more than there are workers are held at a time.
 
     Always in workers: the fast libraries start threads at their first text, and a process that has some cannot be
-    forked any more without a deadlock.
+    forked any more without a deadlock. They hand their results over as files: one that is killed in the middle of a
+    large message would block all who read from the same pipe.
     """
     pieces = pieces_of(work.source.files, work.source.max_line_bytes)
     context = multiprocessing.get_context("fork")  # what is loaded is theirs, too: nothing is loaded twice
-    others = multiprocessing.active_children()
-    with ProcessPoolExecutor(workers, context, _become_worker, (work, os.getpid())) as pool:
-        try:
-            yield from _in_order(work, pieces, pool, at_once=2 * workers)
-        except BrokenProcessPool:
-            raise PhasedCptError("a worker that tokenises was killed; if memory was short, try --workers 1") from None
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                if worker not in others:
+    parts = beside / "parts"
+    parts.mkdir(mode=0o700)
+    try:
+        with ProcessPoolExecutor(workers, context, _become_worker, (work, parts, os.getpid())) as pool:
+            try:
+                yield from _in_order(work, pieces, pool, at_once=2 * workers)
+            except BrokenProcessPool:
+                what = "a worker that tokenises was killed; if memory was short, try --workers 1"
+                raise PhasedCptError(what) from None
+            except BaseException:
+                for worker in list((pool._processes or {}).values()):
                     worker.kill()  # nobody wants what it is at
-            raise
+                raise
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _in_order(work: Work, pieces: Iterator[Piece], pool: ProcessPoolExecutor, at_once: int) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    for piece in pieces:
+    waiting: deque[Future[Path]] = deque()
+    for number, piece in enumerate(pieces):
         if work.source.files[piece.file].format == "tokens":  # nothing to share out: they are copied
-            yield from (future.result() for future in waiting)
+            yield from map(_received, waiting)
             waiting.clear()
             yield work.do(piece)
             continue
-        waiting.append(_submitted(pool, piece))
+        waiting.append(_submitted(pool, number, piece))
         if len(waiting) > at_once:
-            yield waiting.popleft().result()
-    yield from (future.result() for future in waiting)
+            yield _received(waiting.popleft())
+    yield from map(_received, waiting)
 
 
-def _submitted(pool: ProcessPoolExecutor, piece: Piece) -> Future[Result]:
+def _submitted(pool: ProcessPoolExecutor, number: int, piece: Piece) -> Future[Path]:
     """The first one forks the workers: a Ctrl-C in the middle of that would be lost, so it waits."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(_do, piece)
+        return pool.submit(_do, number, piece)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_work_of_this_process: Work | None = None
+def _received(handed_over: Future[Path]) -> Result:
+    part = handed_over.result()
+    with part.open("rb") as file:
+        result: Result = pickle.load(file)  # noqa: S301 - our own child wrote it, where only we may write
+    part.unlink()
+    return result
 
 
-def _become_worker(work: Work, parent: int) -> None:
+_here: tuple[Work, Path] | None = None  # what this worker works on, and where it puts it
+
+
+def _become_worker(work: Work, parts: Path, parent: int) -> None:
     """Before the first piece: die with the parent, leave Ctrl-C to it, and be one thread of many processes."""
-    global _work_of_this_process
-    _work_of_this_process = work
+    global _here
+    _here = work, parts
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
@@ -194,6 +212,10 @@ def _become_worker(work: Work, parent: int) -> None:
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _do(piece: Piece) -> Result:
-    assert _work_of_this_process is not None
-    return _work_of_this_process.do(piece)
+def _do(number: int, piece: Piece) -> Path:
+    assert _here is not None
+    work, parts = _here
+    part = parts / str(number)
+    with part.open("wb") as file:
+        pickle.dump(work.do(piece), file, protocol=5)
+    return part

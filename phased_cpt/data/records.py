@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from phased_cpt.data.files import File, Piece, parquet_file
+from phased_cpt.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
 OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -101,11 +102,9 @@ def _lines(stream: IO[bytes], at: int, end: int, max_line_bytes: int) -> Iterato
     while at < end and (line := stream.readline(max_line_bytes + 1)):
         yield line
         at += len(line)
-        while len(line) > max_line_bytes and not line.endswith(b"\n") and at < end:
-            line = stream.readline(SKIP_BYTES)
+        too_long = len(line) > max_line_bytes
+        while too_long and not line.endswith(b"\n") and at < end and (line := stream.readline(SKIP_BYTES)):
             at += len(line)
-            if not line or line.endswith(b"\n"):
-                break
 
 
 def _object(line: bytes, first: bool) -> Fields | None:
@@ -151,7 +150,7 @@ def _strictly(pairs: list[tuple[str, Any]]) -> Fields:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise _Unwanted(f"the key {twice!r} is given twice")
+        raise _Unwanted(f"the key {cut(repr(twice))} is given twice")
     return fields
 
 
@@ -160,6 +159,12 @@ def _no_number(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_strictly, parse_constant=_no_number)
+
+
+def cut(text: str) -> str:
+    """What a file holds, fit for a message: on one line, and not a page long."""
+    short = text if len(text) <= 80 else f"{text[:77]}…"
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
 
 
 def kind(value: Any) -> str:
@@ -175,8 +180,11 @@ def _rows(file: File, piece: Piece, columns: Collection[str]) -> Iterator[Fields
     if piece.end:
         table = parquet_file(file.path)
         wanted = [name for name in table.schema_arrow.names if name in columns] or None
-        for batch in table.iter_batches(batch_size=1024, row_groups=[piece.start], columns=wanted):
-            yield from batch.to_pylist()
+        try:
+            for batch in table.iter_batches(batch_size=1024, row_groups=[piece.start], columns=wanted):
+                yield from batch.to_pylist()
+        except (OSError, ValueError, OverflowError) as error:  # what Arrow raises is one of these
+            raise InputError(f"{file.path}: row group {piece.start + 1} cannot be read: {cut(str(error))}") from None
 
 
 def _text(number: int, file: File, piece: Piece, max_line_bytes: int) -> Record | Bad:

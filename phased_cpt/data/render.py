@@ -7,19 +7,16 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from phased_cpt.config.allowed import nearest
-from phased_cpt.data.records import BadRecord, Fields, kind
+from phased_cpt.data.records import BadRecord, Fields, cut, kind
 from phased_cpt.data.tokenizer import Tokenizer
 
 # Fields that `text_field: auto` looks for, in this order, and nothing else.
 AUTO = ("training_content", "text", "messages", "instruction")
-RAW = ("training_content", "text")  # never a chat
-
-# Around the text of a special token that a person wrote: it is no token, whatever the template makes of the rest.
-QUOTED, UNQUOTED = "\U000f0000", "\U000f0001"
 
 
 class Part(NamedTuple):
@@ -55,6 +52,11 @@ class Rendering(NamedTuple):
 
 
 def _same(given: Any, wanted: Any) -> bool:
+    """1 is not true, however deep."""
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        return given.keys() == wanted.keys() and all(_same(given[key], wanted[key]) for key in given)
+    if isinstance(given, list) and isinstance(wanted, list):
+        return len(given) == len(wanted) and all(map(_same, given, wanted))
     return bool(given == wanted) and isinstance(given, bool) == isinstance(wanted, bool)
 
 
@@ -77,7 +79,7 @@ def _field(fields: Fields, wanted: str) -> str:
 
 
 def _there(fields: Fields) -> str:
-    return f"fields here: {', '.join(list(fields)[:8]) or 'none'}"
+    return f"fields here: {', '.join(map(cut, list(fields)[:8])) or 'none'}"
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -110,17 +112,18 @@ def _chat(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer
 def _alpaca(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
     """instruction, input and output: as a chat where the tokenizer knows chats, else under plain headings."""
     question, answer = _text(fields, "instruction"), _text(fields, "output")
-    given = _text(fields, "input") if fields.get("input") else ""
-    system = _text(fields, "system") if fields.get("system") else ""
-    if not question.strip() and not answer.strip():
+    given, system = (_text(fields, name) if fields.get(name) is not None else "" for name in ("input", "system"))
+    if not (question + given + answer).strip():
         return None
+    identity = json.dumps([system, question, given, answer])
     if tokenizer.chat_template:
         user = f"{question}\n\n{given}" if given else question
         messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        return _through_template([{"role": "system", "content": system}] * bool(system) + messages, tokenizer)
+        chat = _through_template([{"role": "system", "content": system}] * bool(system) + messages, tokenizer)
+        return chat and chat._replace(identity=identity)
     headed = {"Instruction": question, "Input": given, "Response": answer}
     text = "\n\n".join([system] * bool(system) + [f"### {name}:\n{part}" for name, part in headed.items() if part])
-    return Document((Part(text, False),), text)
+    return Document((Part(text, False),), identity)
 
 
 def _text(fields: Fields, field: str) -> str:
@@ -144,35 +147,58 @@ RENDERERS: dict[str, Renderer] = {
 # Chat templates ------------------------------------------------------------------------------------------------------
 
 
-def _through_template(messages: list[Fields], tokenizer: Tokenizer) -> Document:
+def _through_template(messages: list[Fields], tokenizer: Tokenizer) -> Document | None:
     if tokenizer.chat_template is None:
         advice = "give model.tokenizer one with a chat_template, or the rendered chats as text"
         raise BadRecord("messages", f"the tokenizer {tokenizer.name} has no chat template; {advice}")
-    identity = json.dumps(messages, ensure_ascii=False)
-    rendered = _filled(tokenizer, _quoted(messages, tokenizer))
-    parts = []
-    for number, text in enumerate(rendered.replace(UNQUOTED, QUOTED).split(QUOTED)):
-        parts += [Part(text, special=number % 2 == 0)] if text else []
-    return Document(tuple(parts), identity)
+    identity = json.dumps(messages, ensure_ascii=False, default=str)
+    text = _filled(tokenizer, messages)
+    if not text.strip():
+        return None
+    if not tokenizer.special_in(identity):
+        return Document((Part(text, special=True),), identity)
+    return Document(_quoting(messages, text, identity, tokenizer), identity)
 
 
-def _quoted(value: Any, tokenizer: Tokenizer) -> Any:
-    """The messages, with the special tokens that people wrote into them marked."""
+def _quoting(messages: list[Fields], text: str, identity: str, tokenizer: Tokenizer) -> tuple[Part, ...]:
+    """A special token that a person wrote is no token: it is marked, rendered, and found again by its marks.
+
+    A template that looks into what it prints may see the marks; then its text is another one, and is not used.
+    """
+    before, behind = _marks_not_in(text + identity)
+    marked = _filled(tokenizer, _marked(messages, before, behind, tokenizer))
+    parts = re.split(f"([{before}{behind}])", marked)
+    if parts[1::2] != [before, behind] * (len(parts) // 4) or "".join(parts[::2]) != text:
+        what = "the chat template looks into a message that quotes a special token, so which is which cannot be told"
+        raise BadRecord("messages", f"{what}; take the token out of the message")
+    return tuple(Part(part, special=at % 2 == 0) for at, part in enumerate(parts[::2]) if part)
+
+
+def _marks_not_in(text: str) -> tuple[str, str]:
+    """Two letters of Unicode's private planes that nobody uses here."""
+    free = (chr(point) for point in range(0xF0000, 0x110000) if chr(point) not in text)
+    return next(free), next(free)
+
+
+def _marked(value: Any, before: str, behind: str, tokenizer: Tokenizer) -> Any:
+    """The messages, with marks around the special tokens that people wrote into them."""
     if isinstance(value, str):
-        return tokenizer.quoted(value, QUOTED, UNQUOTED)
+        return tokenizer.quoted(value, before, behind)
+    how = before, behind, tokenizer
     if isinstance(value, list):
-        return [_quoted(each, tokenizer) for each in value]
-    return {key: _quoted(each, tokenizer) for key, each in value.items()} if isinstance(value, dict) else value
+        return [_marked(each, *how) for each in value]
+    return (
+        {_marked(key, *how): _marked(each, *how) for key, each in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def _filled(tokenizer: Tokenizer, messages: list[Fields]) -> str:
-    from jinja2 import TemplateError
-
+    """What the template prints. It is a program of somebody's, so it may fail in any way there is."""
     try:
-        template = _template(tokenizer.chat_template or "")
-        return template.render(messages=messages, add_generation_prompt=False, **dict(tokenizer.template_tokens))  # type: ignore[no-any-return]
-    except (TemplateError, TypeError, ValueError) as error:
-        raise BadRecord("messages", f"the chat template of {tokenizer.name} refuses it: {error}") from None
+        template, names = _template(tokenizer.chat_template or ""), dict(tokenizer.template_tokens)
+        return str(template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **names))
+    except Exception as error:
+        raise BadRecord("messages", f"the chat template of {tokenizer.name} refuses it: {cut(str(error))}") from None
 
 
 @functools.cache
@@ -187,15 +213,17 @@ def _template(source: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+        def parse(self, parser: Any) -> nodes.Node:
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: Any, **how: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **how})
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     extensions = [Generation, "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)

@@ -4,15 +4,15 @@
  held out           trained
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phased_cpt.data.cache import remember, remembered
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.mixing import Scores, mixed, seed_of
-from phased_cpt.run_dir import publish_file
 
 
 def held_out(
@@ -26,11 +26,13 @@ def held_out(
         return np.zeros(len(digests), bool), []
     places, of = np.unique(mixed(digests, seed_of("held out", seed)), return_inverse=True)
     tokens = np.bincount(of, lengths)
-    chosen = (places < int(share * 2**64)) & (np.cumsum(tokens) <= max_tokens)
+    fits = tokens <= max_tokens  # one that never fits does not stand in the way of the others
+    chosen = fits & (places < int(share * 2**64)) & (np.cumsum(np.where(fits, tokens, 0)) <= max_tokens)
     taken: list[int] = []
     chosen[of[np.isin(digests, np.array(always, np.uint64))]] = True
     if not chosen.any() and len(places) > 1:
-        first = int(np.flatnonzero(tokens <= np.median(tokens))[0])  # no giant: it may be most of the source
+        # The first that is no giant: a giant may be most of the source.
+        first = int(np.argmax(tokens <= min(max_tokens, np.median(tokens)))) if fits.any() else int(np.argmin(tokens))
         chosen[first] = True
         taken = [int(digests[of == first][0])]
     if chosen.all():
@@ -48,28 +50,29 @@ class Taken:
         self._file, self._seed = file, str(seed)
 
     def read(self) -> list[int]:
-        return list(self._all().get(self._seed, []))
+        digests = remembered(self._file).get(self._seed)
+        whole = isinstance(digests, list) and all(isinstance(each, int) and 0 <= each < 2**64 for each in digests)
+        return list(digests or []) if whole else []
 
     def add(self, digests: list[int]) -> None:
         if digests:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            publish_file(self._file, json.dumps(self._all() | {self._seed: digests}).encode(), shared=True)
-
-    def _all(self) -> dict[str, list[int]]:
-        try:
-            return dict(json.loads(self._file.read_bytes()))
-        except (OSError, ValueError):
-            return {}
+            remember(self._file, remembered(self._file) | {self._seed: digests})
 
 
 # Copies --------------------------------------------------------------------------------------------------------------
 
 
-def copies(digests: Scores) -> int:
-    """How many documents are an exact copy of another one before them."""
-    return len(digests) - len(np.unique(digests))
+def kinship(sides: Sequence[Scores]) -> NDArray[np.int64]:
+    """How many documents of one side are on another, too; on the diagonal, how many are copies of one before them.
 
-
-def shared(digests: Scores, others: Scores) -> int:
-    """How many documents are among the others, too."""
-    return int(np.isin(digests, others).sum())
+    Sorted once, whatever the number of sides: sides of a million documents are no rarity, and pairs are many.
+    """
+    distinct, of = np.unique(np.concatenate([*sides, np.empty(0, np.uint64)]), return_inverse=True)
+    each = np.split(of, np.cumsum([len(side) for side in sides])[:-1])
+    counts = np.zeros((len(sides), len(sides)), np.int64)
+    for one, documents in enumerate(each):
+        there = np.zeros(len(distinct), bool)
+        there[documents] = True
+        counts[:, one] = [there[others].sum() for others in each]
+        counts[one, one] = len(documents) - there.sum()
+    return counts

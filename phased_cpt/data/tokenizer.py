@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Reference
 
 from phased_cpt.data.files import is_hub_id
@@ -43,6 +44,11 @@ class Tokenizer:
     prefix: tuple[int, ...]  # what the tokenizer puts before every text: a BOS, or nothing
     vocabulary: int  # the largest id + 1
     specials: tuple[str, ...]  # texts of the special tokens
+    added: tuple[str, ...]  # these and the others that were added to the vocabulary
+    # One of them that is found or not by what stands beside it (fast libraries get these wrong), in plain texts and in
+    # texts whose special tokens are read as such.
+    odd_plain: str | None
+    odd_parsed: str | None
     chat_template: str | None
     template_tokens: tuple[tuple[str, str], ...]  # bos_token, eos_token, … as a template may ask for them
 
@@ -80,13 +86,17 @@ def load_tokenizer(name: str, revision: str | None, eos: str | None, cache: Path
         raise InputError(f"{file}: not a tokenizer.json that can be read: {error}") from None
     reference.no_truncation()
     reference.no_padding()
-    added = reference.get_added_tokens_decoder().values()
+    if getattr(reference.model, "dropout", None):
+        reference.model.dropout = None  # else the ids of a text are another throw of the dice each time
+    added = list(reference.get_added_tokens_decoder().values())
     specials = tuple(sorted(token.content for token in added if token.special))
     eos = eos or _text(settings.get("eos_token"))
     eos_id = _eos_id(name, reference, eos, specials)
     pad = _text(settings.get("pad_token"))
     pad_id = reference.token_to_id(pad) if pad else None
-    named = {key: _text(value) for key, value in settings.items() if key.endswith("_token")}
+    extra = settings.get("extra_special_tokens")
+    named = {key: _text(value) for key, value in (settings | (extra if isinstance(extra, dict) else {})).items()}
+    named = {key: text for key, text in named.items() if key.endswith("_token")}
     return Tokenizer(
         name=name,
         json=reference.to_str(),
@@ -96,9 +106,19 @@ def load_tokenizer(name: str, revision: str | None, eos: str | None, cache: Path
         prefix=_prefix(reference),
         vocabulary=max(reference.get_vocab(with_added_tokens=True).values()) + 1,
         specials=specials,
+        added=tuple(sorted(token.content for token in added)),
+        odd_plain=_odd([token for token in added if not token.special]),
+        odd_parsed=_odd(added),
         chat_template=_chat_template(file.parent, settings),
         template_tokens=tuple(sorted((key, text) for key, text in named.items() if text)),
     )
+
+
+def _odd(added: list[AddedToken]) -> str | None:
+    for token in added:
+        if token.lstrip or token.rstrip or token.single_word or token.normalized != added[0].normalized:
+            return str(token.content)
+    return None
 
 
 def _eos_id(name: str, reference: Reference, eos: str | None, specials: tuple[str, ...]) -> int:
@@ -131,8 +151,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
         try:
-            settings |= json.loads(file.read_text()) if file.exists() else {}
-        except (ValueError, TypeError) as error:
+            settings |= json.loads(file.read_bytes()) if file.exists() else {}
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{file}: not JSON that can be read: {error}") from None
     return settings
 
@@ -145,11 +165,14 @@ def _text(token: Any) -> str | None:
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
-    if file.exists():
-        return file.read_text()
-    given = settings.get("chat_template")
-    if isinstance(given, list):
-        given = {entry["name"]: entry["template"] for entry in given}.get("default")
+    try:
+        if file.exists():
+            return file.read_text(encoding="utf-8")
+        given = settings.get("chat_template")
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}.get("default")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: its chat template cannot be read: {error}") from None
     return given if isinstance(given, str) else None
 
 
@@ -159,14 +182,30 @@ def _special_pattern(specials: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pat
     return starts, re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
 
 
+def vocabulary_of(model: dict[str, Any] | str | None) -> int | None:
+    """The rows of a model's embedding, if its configuration lies here."""
+    if isinstance(model, str):
+        file = (
+            Path(model).expanduser() if Path(model).expanduser().is_file() else Path(model).expanduser() / "config.json"
+        )
+        try:
+            model = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            return None
+    rows = model.get("vocab_size") if isinstance(model, dict) else None
+    return rows if isinstance(rows, int) else None
+
+
 # Where it lies -------------------------------------------------------------------------------------------------------
 
 
 def _find(name: str, revision: str | None, cache: Path) -> Path:
     """The tokenizer.json; where a repository has none, one that transformers has written, in a child process."""
-    place = Path(name).expanduser()
+    place = Path(name).expanduser() if name.startswith(("~/", "/", ".")) else Path(name)
     if place.is_file():
         return place
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{name}: neither a file nor a folder")
     if not place.is_dir():
         if not is_hub_id(name):
             raise InputError(f"{name}: no such tokenizer file or folder (looked from {Path.cwd()})")

@@ -6,8 +6,8 @@ digests.npy    64 bits of the sha256 of each document's text, for the split and 
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phased_cpt.data.backends import Backends, Differs
-from phased_cpt.data.cache import Facts, Tell, file_digests, key_of, make_once, stamp
+from phased_cpt.data.bin import meta_file
+from phased_cpt.data.cache import Facts, file_digests, key_of, make_once, stamp
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.documents import PROBLEMS_SHOWN, Reading
-from phased_cpt.data.files import Piece
 from phased_cpt.data.piecework import Result, Source, Work, done
 from phased_cpt.data.tokenizer import Tokenizer
+from phased_cpt.data.watch import Watcher
 from phased_cpt.errors import InputError, Problem
 
 Digests = NDArray[np.uint64]
 COUNTED = ("blank", "empty", "left_out", "without_field", "special_texts", "nul_texts")
-
-Advance = Callable[[int], None]  # so many bytes more are read
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,8 @@ class TokenStore:
     name: str  # of its source, as the user wrote it
     folder: Path
     facts: Facts
-    seconds: float  # that tokenising took now; 0 if it was there
-
-    @property
-    def cached(self) -> bool:
-        return not self.seconds
+    cached: bool
+    seconds: float  # that it took now
 
     @property
     def ids(self) -> NDArray[Any]:
@@ -69,29 +65,37 @@ class Workshop:
     backends: Backends
     cache: Path
     workers: int
-    advance: Advance
-    tell: Tell
+    watcher: Watcher
+    seen: dict[str, Facts] = field(default_factory=dict)  # the stores that were looked at, by key
 
 
 def token_store(source: Source, backend: str, shop: Workshop) -> TokenStore:
     """The tokens of a source, from the cache or made now."""
     started = time.monotonic()
     paths = [file.path.resolve() for file in source.files]
+    paths += [meta_file(path) for path in paths if path.suffix == ".bin" and meta_file(path).exists()]
+    stamps = [stamp(path) for path in paths]  # before anything is read, so that no change goes unseen
     memory = shop.cache / "sources" / f"{key_of(*map(str, paths))}.json"
-    contents = [[file.format, digest] for file, digest in zip(source.files, file_digests(paths, memory), strict=True)]
+    contents = [[file.format for file in source.files], file_digests(paths, memory)]
     key = key_of("tokens", contents, source.rendering._asdict(), source.max_line_bytes, shop.tokenizer.digest)
-    stamps = [stamp(path) for path in paths]
+
+    def require_unchanged() -> None:
+        if [stamp(path) for path in paths] != stamps:
+            raise InputError(f"{source.name}: the data were changed while they were read; run the command again")
 
     def build(beside: Path) -> Facts:
         facts = _built(beside, source, backend, shop)
-        if [stamp(path) for path in paths] != stamps:
-            raise InputError(f"{source.name}: the data were changed while they were read; run the command again")
+        require_unchanged()
         return facts | {"digest": key_of(contents)}
 
-    facts, cached = make_once(shop.cache / "tokens" / key, build, shop.tell)
+    facts, cached = shop.seen.get(key), True  # by an earlier phase: its bytes need no second look
+    if facts is None:
+        facts, cached = make_once(shop.cache / "tokens" / key, build, shop.watcher.tell)
+        require_unchanged()
+        shop.seen[key] = facts
+    facts = facts | {"problems": _told(source, facts["problems"])}
     _judge(source, facts)
-    seconds = 0.0 if cached else time.monotonic() - started
-    return TokenStore(source.name, shop.cache / "tokens" / key, facts, seconds)
+    return TokenStore(source.name, shop.cache / "tokens" / key, facts, cached, time.monotonic() - started)
 
 
 def _built(beside: Path, source: Source, wanted: str, shop: Workshop) -> Facts:
@@ -112,8 +116,8 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
     total, slow, lengths, digests = Reading(), 0, [np.empty(0, np.int64)], []
     numbers = _LineNumbers(work.source)
     with (beside / "ids.bin").open("wb") as file:
-        for result in done(work, shop.workers):
-            result.ids.tofile(file)
+        for result in done(work, shop.workers, beside):
+            file.write(result.ids)  # type: ignore[arg-type] # unlike its own tofile, this says that a disk is full
             lengths.append(result.lengths)
             digests.append(result.digests)
             slow += result.slow_documents
@@ -121,10 +125,10 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
             if result.proof is not None:
                 work.backend.proof.add(result.proof)
                 shop.backends.keep(work.backend)
-            shop.advance(result.piece.weight)
+            shop.watcher.advance(result.piece.weight)
     numbers.close(total)
     if total.bad and not work.source.skip_bad:
-        raise _bad_records(work.source, total.bad, total.documents, [str(each) for each in numbers.problems])
+        raise _bad_records(work.source, total.bad, total.documents, _told(work.source, numbers.problems))
     offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
     np.save(beside / "offsets.npy", offsets)
     np.save(beside / "digests.npy", np.frombuffer(b"".join(digests), "<u8"))
@@ -137,7 +141,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
         "backend": work.backend.name,
         "slow_documents": slow,
         "bad": total.bad,
-        "problems": [str(each) for each in numbers.problems],
+        "problems": numbers.problems,
         **{name: total.counts[name] for name in COUNTED},
     }
 
@@ -147,14 +151,17 @@ class _LineNumbers:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.problems: list[Problem] = []
+        self.problems: list[list[int | str]] = []  # index of the file, line (0: all of it), field, reason
         self._file, self._lines, self._records = 0, 0, 0
 
     def add(self, result: Result, total: Reading) -> None:
         while self._file != result.piece.file:
             self.close(total)
         for bad in result.reading.problems:
-            self._show(Problem(bad.field, bad.reason, self._place(result.piece, bad.line)))
+            if self.source.files[self._file].format == "text":  # there, a line of a piece is a file
+                self._show(self._file + bad.line - 1, 0, bad.field, bad.reason)
+            else:
+                self._show(self._file, self._lines + bad.line, bad.field, bad.reason)
         reading = result.reading
         self._lines += reading.lines
         self._records += reading.documents + reading.bad + reading.counts["empty"] + reading.counts["left_out"]
@@ -163,22 +170,22 @@ class _LineNumbers:
         total.documents += reading.documents
         total.counts.update(reading.counts)
 
-    def _place(self, piece: Piece, line: int) -> str:
-        """Of a text it is the file that counts."""
-        if self.source.files[piece.file].format == "text":
-            return str(self.source.files[piece.file + line - 1].path)
-        return f"{self.source.files[piece.file].path}:{self._lines + line}"
-
     def close(self, total: Reading) -> None:
         """The file is at its end."""
         if not self._records:
             total.bad += 1
-            self._show(Problem("", "0 records; the file is empty", str(self.source.files[self._file].path)))
+            self._show(self._file, 0, "", "0 records; the file is empty")
         self._file, self._lines, self._records = self._file + 1, 0, 0
 
-    def _show(self, problem: Problem) -> None:
+    def _show(self, *problem: int | str) -> None:
         if len(self.problems) < PROBLEMS_SHOWN:
-            self.problems.append(problem)
+            self.problems.append(list(problem))
+
+
+def _told(source: Source, problems: Sequence[Sequence[Any]]) -> list[str]:
+    """By the names that the files have today: what is wrong with them may have been found under others."""
+    places = [f"{source.files[at].path}" + (f":{line}" if line else "") for at, line, *_ in problems]
+    return [str(Problem(field, why, place)) for place, (_, _, field, why) in zip(places, problems, strict=True)]
 
 
 # What is not good enough ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # it loads numpy, which `plan` does without
-    from phased_cpt.data.prepare import PreparedPhase, PreparedRun, PreparedSplit
+    from phased_cpt.data.prepared import PreparedPhase, PreparedRun, PreparedSplit
     from phased_cpt.data.tokens import TokenStore
 
 COLUMNS = ("", "phase", "split", "documents", "chunks", "blocks", "trained", "first", "context", "padded", "dropped")
@@ -40,26 +40,27 @@ def prepared_facts(run: PreparedRun) -> dict[str, Any]:
             "eos_id": tokenizer.eos_id,
             "digest": tokenizer.digest,
         },
-        "phases": [_phase_facts(phase) for phase in run.phases],
+        "phases": [_phase_facts(run, phase) for phase in run.phases],
         "copies": [copy._asdict() for copy in run.copies()],
     }
 
 
-def _phase_facts(phase: PreparedPhase) -> dict[str, Any]:
+def _phase_facts(run: PreparedRun, phase: PreparedPhase) -> dict[str, Any]:
     return {
         "name": phase.plan.name,
         "number": phase.plan.number,
-        "splits": {side: _split_facts(split) for side, split in phase.splits.items()},
+        "splits": {side: _split_facts(run, phase, side) for side in phase.splits},
         "steps": phase.plan.budget.steps(phase.plan.global_rows, phase.epoch),
         "sources": [_store_facts(store) for store in _stores(phase)],
     }
 
 
-def _split_facts(split: PreparedSplit) -> dict[str, Any]:
+def _split_facts(run: PreparedRun, phase: PreparedPhase, side: str) -> dict[str, Any]:
+    split = phase.splits[side]
     return {
         **asdict(split.index.account),
         "efficiency": round(split.index.account.efficiency, 6),
-        "duplicates": split.duplicates,
+        "duplicates": run.duplicates(phase.plan.name, side),
         "tokenizer_backend": split.backend,
         "seconds": round(split.seconds, 3),
         "mb_per_second": split.megabytes_per_second,
@@ -82,13 +83,14 @@ def prepared_table(run: PreparedRun) -> RenderableType:
     for heading in (*COLUMNS, "full", "copies", "steps", "made"):
         table.add_column(heading, justify="left" if heading in ("phase", "split", "made") else "right", no_wrap=True)
     for phase in run.phases:
-        for side, split in phase.splits.items():
-            table.add_row(*_row(phase, side, split))
+        for side in phase.splits:
+            table.add_row(*_row(run, phase, side))
     title = Text.assemble("tokens of ", (run.tokenizer.name, "bold"), f", documents end with {run.tokenizer.eos}")
     return Group(title, "", table, Text(LEGEND, style="dim"), "", _sources(run), *_notes(run))
 
 
-def _row(phase: PreparedPhase, side: str, split: PreparedSplit) -> Iterator[str | Text]:
+def _row(run: PreparedRun, phase: PreparedPhase, side: str) -> Iterator[str | Text]:
+    split = phase.splits[side]
     account, first = split.index.account, side == "train"
     yield str(phase.plan.number) if first else ""
     yield Text(phase.plan.name if first else "", style="bold cyan")
@@ -102,7 +104,7 @@ def _row(phase: PreparedPhase, side: str, split: PreparedSplit) -> Iterator[str 
     yield f"{account.tokens_padded:,}"
     yield f"{account.tokens_dropped:,}"
     yield f"{account.efficiency:.1%}"
-    yield f"{split.duplicates:,}"
+    yield f"{run.duplicates(phase.plan.name, side):,}"
     yield _steps(phase) if first else ""
     yield Text(_how(split), style="dim")
 
@@ -144,13 +146,13 @@ def _notes(run: PreparedRun) -> Iterator[RenderableType]:
             "? steps: they follow from the number of GPUs; launch.num_gpus, or --set launch.num_gpus=8", style="dim"
         )
     for phase in run.phases:
-        for warning in _warnings(phase):
+        for warning in _warnings(run, phase):
             yield Text.assemble(("careful: ", "bold yellow"), f"{phase.plan.name}: {warning}")
     for copy in run.copies():
         yield Text.assemble(("careful: " if copy.leaks else "", "bold yellow"), str(copy))
 
 
-def _warnings(phase: PreparedPhase) -> Iterator[str]:
+def _warnings(run: PreparedRun, phase: PreparedPhase) -> Iterator[str]:
     """What is allowed, and yet worth a second look."""
     data, train = phase.plan.settings.data, phase.train.index.account
     if train.documents_shortened:
@@ -159,8 +161,8 @@ def _warnings(phase: PreparedPhase) -> Iterator[str]:
     if train.tokens_first > train.documents and train.tokens_first > 0.01 * train.tokens_source:
         what = f"{train.tokens_first / train.tokens_source:.1%} of the tokens are first in a window and not trained"
         yield f"{what}; data.overlap_tokens: 1 gives all but the first of each document something before them"
-    if phase.train.duplicates > 0.1 * train.documents:
-        yield f"{phase.train.duplicates:,} of {train.documents:,} training documents are copies of others"
+    if (copies := run.duplicates(phase.plan.name, "train")) > 0.1 * train.documents:
+        yield f"{copies:,} of {train.documents:,} training documents are copies of others"
     if phase.eval is None:
         yield "nothing is held out, so nothing can be measured; give it eval_sources, or more documents"
         return

@@ -37,7 +37,10 @@ def data_loader(
 ) -> DataLoader[Batch]:
     """The batches of a phase in the order in which a run trains them; what is held out comes in its own order.
 
-    for batch in data_loader("run.yaml", "foundation"): model(**batch).loss.backward()
+    for batch in data_loader("run.yaml", "foundation"):
+        model(**batch, use_cache=False).loss.backward()
+
+    With a cache, as models have it by default, the documents of a row would see each other.
     """
     loaded = from_objects(config) if isinstance(config, RunConfig) else load(Path(config).expanduser())
     prepared = prepare(make_plan(loaded)).phase(phase)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from phased_cpt.config import load
-from phased_cpt.data.prepare import PreparedPhase, PreparedRun, prepare
+from phased_cpt.data.prepare import prepare
+from phased_cpt.data.prepared import PreparedPhase, PreparedRun
 from phased_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from phased_cpt.plan import make_plan
 from tests.conftest import TOKENIZER

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from phased_cpt.data import backends
 from phased_cpt.data.backends import BACKENDS, CONTEXTS, Encoded, Fast, Proof
-from phased_cpt.data.prepare import PreparedRun
+from phased_cpt.data.prepared import PreparedRun
 from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.errors import InputError
 from tests.conftest import SAMPLE, TOKENIZER, Write
@@ -105,7 +105,11 @@ def test_a_code_point_that_differs_takes_its_documents_to_the_reference(
     assert not proof.compared[ord("ö")], "only what occurs is compared"
 
 
-@pytest.mark.parametrize("lie", ["good é", "a\r\nb\rc\n", "a<|im_end|>b <|im_end|>"], ids=["head", "nasty", "special"])
+@pytest.mark.parametrize(
+    "lie",
+    ["good é", "a\r\nb\rc\n", "a<|im_end|>b <|im_end|>  <|im_end|>\n<|im_end|><|im_end|>"],
+    ids=["head", "nasty", "special"],
+)
 def test_a_difference_where_none_should_be_falls_back_whole_and_says_so(
     prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lie: str
 ) -> None:
@@ -116,7 +120,7 @@ def test_a_difference_where_none_should_be_falls_back_whole_and_says_so(
     assert ids(run) == reference_ids(run, DOCUMENTS + DOCUMENTS[1:])
     assert [phase.train.stores[0].facts["backend"] for phase in run.phases] == ["tokenizers"] * 2
     told = capsys.readouterr().err
-    assert f"not with fastokens: other ids than `tokenizers` for {lie!r}" in told
+    assert f"not with fastokens: other ids than `tokenizers` for {lie[:60]!r}" in told
     assert told.count("tokenising with `tokenizers`") == 1, "it is told once"
     monkeypatch.setitem(BACKENDS, "fastokens", liar(lambda _: True))
     write(lines({"text": "more"}), "c.jsonl")

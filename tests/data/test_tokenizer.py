@@ -155,10 +155,12 @@ def test_a_model_with_fewer_rows_than_the_tokenizer_has_ids_is_refused_beforehan
     prepared: Prepare, write: Write
 ) -> None:
     write(lines({"text": "x"}), "a.jsonl")
-    with pytest.raises(
-        InputError, match=r"vocab_size 100, and the tokenizer .* ids up to 4095; vocab_size must be 4096"
-    ):
+    with pytest.raises(InputError, match=r"the model has vocab_size 100, and the tokenizer .* ids up to 4095; take"):
         prepared("a.jsonl", set_=("model.from_config.vocab_size=100",))
+    write('{"model_type": "llama", "vocab_size": 200}', "m/config.json")
+    for named in (("model.from_config=m/config.json",), ("model.from_config=null", "model.name=m")):
+        with pytest.raises(InputError, match="the model has vocab_size 200"):
+            prepared("a.jsonl", set_=named)
 
 
 def test_without_a_tokenizer_it_is_asked_for(prepared: Prepare, write: Write) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from phased_cpt.data.cache import SEAL, sealed_facts
-from phased_cpt.data.prepare import PreparedRun
+from phased_cpt.data.prepared import PreparedRun
 from tests.conftest import Write
 from tests.data.conftest import Prepare, lines
 
