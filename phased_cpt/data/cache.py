@@ -174,7 +174,7 @@ def remembered(file: Path) -> dict[str, Any]:
     """What was remembered, or nothing: none of it is needed."""
     try:
         known = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -52,7 +52,6 @@ class Piece:
     start: int = 0
     end: int = 0
     content: bytes | None = None  # of a compressed file
-    last: bool = True  # of its file
     weight: int = 0  # bytes of the file that it stands for, to show progress
 
 
@@ -183,13 +182,13 @@ def _together(files: Sequence[tuple[int, File]]) -> Iterator[Piece]:
 def _ranges(index: int, size: int, step: int) -> Iterator[Piece]:
     for start in range(0, max(size, 1), max(step, 1)):
         end = min(start + step, size)
-        yield Piece(index, start=start, end=end, weight=end - start, last=end == size)
+        yield Piece(index, start=start, end=end, weight=end - start)
 
 
 def _row_groups(index: int, file: File, size: int) -> Iterator[Piece]:
     groups = parquet_file(file.path).num_row_groups
     for group in range(groups):
-        yield Piece(index, start=group, end=group + 1, weight=size // groups, last=group == groups - 1)
+        yield Piece(index, start=group, end=group + 1, weight=size // groups)
     if not groups:
         yield Piece(index)
 
@@ -206,13 +205,13 @@ def parquet_file(path: Path):  # type: ignore[no-untyped-def] # pyarrow has no t
 def _decompressed(index: int, file: File, max_line_bytes: int) -> Iterator[Piece]:
     """Pieces of what is in a compressed file."""
     start = read = 0
-    for content, position, last in _parts(file, max_line_bytes):
-        yield Piece(index, 1, start, start + len(content), content, last, position - read)
+    for content, position in _parts(file, max_line_bytes):
+        yield Piece(index, 1, start, start + len(content), content, position - read)
         start, read = start + len(content), position
 
 
-def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int, bool]]:
-    """What a compressed file holds, cut at ends of lines (a text: not cut); how far it is read; whether that is all.
+def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """What a compressed file holds, cut at ends of lines (a text: not cut), and how far it is read for that.
 
     Of a line that is too long only so much is kept that the reader sees it.
     """
@@ -221,11 +220,11 @@ def _parts(file: File, max_line_bytes: int) -> Iterator[tuple[bytes, int, bool]]
         while block := _read(stream, file):
             cut = block.rfind(b"\n") + 1 if file.format == "json lines" else 0
             if cut:
-                yield rest + block[:cut], packed.tell(), False
+                yield rest + block[:cut], packed.tell()
                 rest = block[cut:]
             elif len(rest) <= max_line_bytes:
                 rest = (rest + block)[: max_line_bytes + 1]
-        yield rest, packed.tell(), True
+        yield rest, packed.tell()
 
 
 def _opened(file: File, packed: IO[bytes]) -> IO[bytes]:

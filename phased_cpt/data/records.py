@@ -70,7 +70,7 @@ def _json_records(file: File, piece: Piece, max_line_bytes: int) -> Iterator[Rec
                 raise BadRecord("", f"longer than data.max_line_bytes ({max_line_bytes} bytes)")
             yield Record(number, _object(line, first=piece.start == 0 and number == 1))
         except BadRecord as bad:
-            cut_off = piece.last and not line.endswith(b"\n") and bad.reason.startswith("invalid")
+            cut_off = not line.endswith(b"\n") and bad.reason.startswith("invalid")
             yield Bad(number, bad.field, bad.reason + ("; the file may be incomplete" if cut_off else ""))
 
 

@@ -141,8 +141,10 @@ def _prefix(reference: Reference) -> tuple[int, ...]:
 
     Only tokenizer.json says so: beside it, transformers does not look at add_bos_token either.
     """
-    plain = reference.encode("a", add_special_tokens=False).ids
-    full = reference.encode("a", add_special_tokens=True).ids
+    try:
+        plain, full = (reference.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # it does not even know this letter, nor a token for what it does not know
+        return ()
     return tuple(full[: next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)])
 
 

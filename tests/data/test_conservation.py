@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phased_cpt.data.account import account_of
 from phased_cpt.data.blocks import IGNORED
-from phased_cpt.data.packing import PACKERS
+from phased_cpt.data.chunks import Slices
+from phased_cpt.data.packing import PACKERS, Packed, _borders
 from tests.data.shapes import EOS, PAD, Prepared
 
 
@@ -111,3 +113,47 @@ def test_context_is_trained_again_only_if_asked_for() -> None:
     assert masked.rows[1]["labels"].tolist() == [IGNORED] * 3 + [16, 17, EOS]
     assert counted.rows[1]["labels"].tolist() == [IGNORED, 14, 15, 16, 17, EOS]
     assert (counted.account.tokens_repeated, masked.account.tokens_repeated) == (2, 0)
+
+
+@pytest.mark.parametrize("lie", ["loses a slice", "says it dropped", "overfills"])
+def test_a_packer_that_lies_is_caught(lie: str) -> None:
+    """The identities are checked each time, and not only here."""
+    case = Prepared([5, 4, 6], 6)
+    packed = case.packed
+    if lie == "loses a slice":
+        packed = Packed(packed.slices[slice(0, 2)], packed.first[:3])
+    elif lie == "says it dropped":
+        packed = Packed(packed.slices, packed.first, dropped=1)
+    else:
+        packed = Packed(packed.slices, np.array([0, 2, 2, 3]))
+    documents = Slices.of_documents(np.zeros(3, np.int64), np.array([0, 5, 9]), np.array([5, 4, 6]))
+    with pytest.raises(AssertionError, match="tokens"):
+        account_of(documents, documents, packed, case.shape)
+    account_of(documents, documents, case.packed, case.shape)  # the control
+
+
+def test_efficiency_is_the_share_of_positions_that_hold_a_token() -> None:
+    assert Prepared([5, 3], 10).account.efficiency == pytest.approx(0.8)
+    assert Prepared([12], 10, 4, "none").account.efficiency == pytest.approx(16 / 20), "context is no padding"
+
+
+def test_a_document_that_just_fits_is_not_shortened() -> None:
+    assert Prepared([6, 7], 6, chunk_long=False).account.documents_shortened == 1
+
+
+def test_a_last_row_that_is_full_is_not_dropped() -> None:
+    assert Prepared([4, 4], 4, packer="concat").account.tokens_dropped == 0
+    assert Prepared([4, 5], 4, packer="concat").account.tokens_dropped == 1
+
+
+@given(lengths=st.lists(st.integers(1, 60), max_size=8), capacity=st.integers(2, 12), overlap=st.integers(0, 11))
+def test_borders_that_are_found_at_once_are_those_found_one_by_one(
+    lengths: list[int], capacity: int, overlap: int
+) -> None:
+    overlap = min(overlap, capacity - 1)
+    starts = np.cumsum([0, *lengths])[:-1].astype(np.int64)
+    borders, at, total = [], 0, sum(lengths)
+    while at < total:
+        borders.append(at)
+        at += capacity - min(at - int(starts[starts <= at].max()), overlap)
+    assert _borders(starts, total, capacity, overlap).tolist() == [*borders, total]

@@ -40,6 +40,10 @@ def test_every_epoch_sees_every_row_once(rows: int, epochs: float) -> None:
     assert kept.tolist() == [at % rows for at in range(len(order))]
 
 
+def test_epochs_are_counted_in_fractions_and_not_in_floats() -> None:
+    assert len(row_order(10, 1.1, 7)) == 11, "1.1 × 10 is 11.000000000000002 in floats"
+
+
 def test_epochs_have_orders_of_their_own() -> None:
     order = row_order(100, 2, 7)
     assert order[:100].tolist() != order[100:].tolist()

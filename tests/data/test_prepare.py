@@ -1,6 +1,7 @@
 """`phased-cpt prepare` as a user meets it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from phased_cpt.data import emit
 from phased_cpt.data.blocks import IGNORED
 from phased_cpt.errors import InputError
 from tests.conftest import REPOSITORY, SAMPLE, TOKENIZER, Call, Write
-from tests.data.conftest import Prepare, lines
+from tests.data.conftest import Prepare, lines, texts
 
 OWED = [
     "documents",
@@ -340,6 +342,62 @@ def test_preparing_loads_no_torch(write: Write, config: Callable[..., Path]) -> 
     assert done.returncode == 0, done.stderr
     command[2] = command[2].replace("import sys;", "import sys, pyarrow;")
     assert subprocess.run(command, capture_output=True).returncode == 1, "the control"
+
+
+def test_a_file_that_is_emitted_is_whole_or_not_there(
+    prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(lines(*TEXTS), "a.jsonl")
+    run = prepared("a.jsonl")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "phase1_phase_0.train.bin.meta.json").write_text('{"dtype": "uint32"}')
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write_them in (emit.rows, emit.documents):
+        with pytest.raises(OSError, match="No space"):
+            write_them(run, folder)
+    assert list(folder.iterdir()) == [], "no part, and no meta of an older one"
+
+
+def test_how_far_it_has_come_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line now and then in a log; a bar, with its speed, on a terminal; nothing for what was there already."""
+    from phased_cpt import progress
+
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    bar = progress.Bar()
+    bar.begin("there.jsonl", 10**9)
+    bar.end()
+    bar.begin("a.jsonl", 30_000_000)
+    for _ in range(3):
+        bar.advance(10_000_000)
+    bar.end()
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["a.jsonl: 20 of 30 MB, 1 MB/s, 9 s left"], "every ten seconds"
+
+
+def test_the_recipe_for_a_repository_makes_sources(
+    prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of dataset/README.md, in a repository of two commits."""
+    write("x = 1\n", "code/a.py")
+    monkeypatch.chdir("code")
+    for command in ("init -q", "add a.py", "-c user.name=n -c user.email=e@x commit -qm first"):
+        subprocess.run(["git", *command.split()], check=True)
+    Path("a.py").write_text("x = 2\n")
+    subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qam", "second"], check=True)
+    (recipe,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "dataset/README.md").read_text(), re.DOTALL)
+    exec(compile(recipe, "dataset/README.md", "exec"), {})
+    monkeypatch.chdir("..")
+    run = prepared("code/files.jsonl", "code/commits.jsonl")
+    files, commits = (texts(phase, run.tokenizer) for phase in run.phases)
+    assert files == ["# a.py\nx = 2\n"]
+    assert commits[0].startswith("first\n")
+    assert "-x = 1\n+x = 2" in commits[1]
 
 
 def test_the_sample_is_what_its_script_makes(tmp_path: Path) -> None:

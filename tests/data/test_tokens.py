@@ -138,18 +138,45 @@ def test_a_build_that_is_killed_leaves_no_worker_and_nothing_that_counts(
     write(lines(*MANY * 500), "a.jsonl")  # 30 MB: seconds, by the reference
     path = config("a.jsonl", tokenizer_backend="tokenizers")
     command = [sys.executable, "-m", "phased_cpt", "prepare", "-c", str(path), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    default = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 - nohup has it ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default)
     deadline = time.monotonic() + 60
     children: list[str] = []
     while len(children) < 2 and time.monotonic() < deadline:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         time.sleep(0.02)
-    process.send_signal(signal_)
-    assert process.wait(30) != 0
+    try:
+        process.send_signal(signal_)
+        assert "Traceback" not in process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == (130 if signal_ == signal.SIGINT else -signal_)
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(alive, children)), "a worker outlived its parent"
     assert stores() == {}
+
+
+def test_a_worker_that_is_killed_is_told(write: Write, config: Callable[..., Path]) -> None:
+    """As the system does it when memory is short; in the middle of whatever it is at."""
+    write(lines(*MANY * 500), "a.jsonl")
+    path = config("a.jsonl", tokenizer_backend="tokenizers")
+    command = [sys.executable, "-m", "phased_cpt", "prepare", "-c", str(path), "--workers", "2"]
+    for wait in (0.0, 0.3, 0.8):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline, children = time.monotonic() + 60, list[str]()
+        while len(children) < 2 and time.monotonic() < deadline:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            time.sleep(0.01)
+        time.sleep(wait)
+        try:
+            os.kill(int(children[0]), signal.SIGKILL)
+            told = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 1
+        assert told == "a worker that tokenises was killed; if memory was short, try --workers 1\n"
+        assert stores() == {}
 
 
 def alive(process: str) -> bool:

@@ -3,6 +3,7 @@
 A tiny Llama reads rows as they come out of the data pipeline; each document's losses must be those it has alone.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from phased_cpt.data.blocks import IGNORED
 from phased_cpt.train.rows import Rows
+from tests.conftest import REPOSITORY
 from tests.data.shapes import Prepared
 
 ALIKE, DIFFERENT = 1e-5, 1e-3
@@ -75,6 +77,20 @@ def test_documents_in_a_row_do_not_see_each_other(packed: Prepared, attention: s
 def test_what_undoes_it_is_seen(packed: Prepared, attention: str, how: dict[str, object]) -> None:
     """The negative controls: each of these is silent, and lets the documents see each other."""
     assert farthest(llama(attention), packed, **how) > DIFFERENT
+
+
+def test_the_loop_of_the_readme_keeps_documents_apart(packed: Prepared) -> None:
+    """What people are told to write, as it stands there."""
+    readme = (REPOSITORY / "README.md").read_text()
+    (call,) = re.findall(r"# (model\(\*\*batch.*?\)):", readme)
+    assert call == "model(**batch, use_cache=False)"
+    batch = {key: values[None] for key, values in Rows(packed.blocks)[0].items()}
+    for attention in ("eager", "sdpa"):
+        model = llama(attention)
+        together, silently = (model(**batch, **how).loss for how in ({"use_cache": False}, {}))
+        expected = float(alone(model, packed, 0).mean())
+        assert float(together.detach()) == pytest.approx(expected, abs=ALIKE)
+        assert abs(float(silently.detach()) - expected) > 10 * ALIKE, "the control: even the mean of them all"
 
 
 def test_a_model_with_absolute_positions_needs_them_to_restart(packed: Prepared) -> None:

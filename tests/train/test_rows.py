@@ -30,6 +30,7 @@ def run(write: Write) -> RunConfig:
 @pytest.mark.requirement("D-11")
 def test_one_call_gives_batches_of_a_phase(run: RunConfig) -> None:
     batches = list(data_loader(run, "one", batch_size=4))
+    assert next(iter(data_loader(run, "one")))["labels"].shape[0] == run.training.micro_batch_size == 1
     assert list(batches[0]) == ["input_ids", "position_ids", "labels"]
     assert all(values.shape == (4, 64) and values.dtype == torch.int64 for values in batches[0].values())
     held_out = torch.cat([batch["input_ids"] for batch in data_loader(run, "one", split="eval")])
