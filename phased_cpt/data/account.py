@@ -41,18 +41,18 @@ def account_of(source: Slices, seen: Slices, packed: Packed, shape: Shape) -> Ac
 
     `source` are the documents as they are, `seen` what chunk_long_samples has left of them.
     """
-    pieces, blocks = packed.slices, len(packed.first) - 1
-    unlabelled = np.maximum(0 if shape.train_context else pieces.context, 1)
+    slices, blocks = packed.slices, len(packed.first) - 1
+    unlabelled = np.maximum(0 if shape.train_context else slices.context, 1)
     account = Account(
         documents=len(source),
-        chunks=len(pieces),
+        chunks=len(slices),
         blocks=blocks,
         tokens_source=int(source.length.sum()),
-        tokens_trained=int((pieces.length - unlabelled).sum()),
-        tokens_first=int((pieces.context == 0).sum()),
-        tokens_context=int(pieces.context.sum()),
-        tokens_repeated=int(np.maximum(pieces.context - 1, 0).sum()) if shape.train_context else 0,
-        tokens_padded=blocks * shape.max_tokens - int(pieces.length.sum()),
+        tokens_trained=int((slices.length - unlabelled).sum()),
+        tokens_first=int((slices.context == 0).sum()),
+        tokens_context=int(slices.context.sum()),
+        tokens_repeated=int(np.maximum(slices.context - 1, 0).sum()) if shape.train_context else 0,
+        tokens_padded=blocks * shape.max_tokens - int(slices.length.sum()),
         tokens_dropped=packed.dropped + int((source.length - seen.length).sum()),
         documents_shortened=int(seen.shortened.sum()),
     )

@@ -46,7 +46,7 @@ def make_once(folder: Path, build: Callable[[Path], Facts], tell: Tell) -> tuple
         if folder.exists() or folder.is_symlink():
             tell(f"{folder}: damaged; it is made anew")
             _remove(folder)
-        _sweep(folder.parent)
+        _sweep(folder)
         # A name of its own: were the cache deleted meanwhile, somebody else may be building there already.
         beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.building")
         beside.mkdir()
@@ -110,10 +110,11 @@ def _alone(folder: Path, tell: Tell) -> Iterator[None]:
     if file is None:
         tell("another process prepares the same data; waiting for it")
         file = _locked(folder, 0)
+    assert file is not None
     try:
         yield
     finally:
-        os.close(file or -1)
+        os.close(file)
 
 
 def _locked(folder: Path, mode: int) -> int | None:
@@ -137,12 +138,14 @@ def _locked(folder: Path, mode: int) -> int | None:
         os.close(file)
 
 
-def _sweep(parent: Path) -> None:
-    """Take away what killed builds have left; one that is being built is locked, and stays."""
-    for left in parent.glob(".*.building"):
-        file = _locked(left.with_name(left.name.split(".")[1]), fcntl.LOCK_NB)
-        if file is not None:
+def _sweep(folder: Path) -> None:
+    """Take away what killed builds have left, of this folder (whose lock is held) and of others that nobody builds."""
+    for left in folder.parent.glob(".*.building"):
+        name = left.name.split(".")[1]
+        file = None if name == folder.name else _locked(left.with_name(name), fcntl.LOCK_NB)
+        if file is not None or name == folder.name:
             shutil.rmtree(left, ignore_errors=True)
+        if file is not None:
             os.close(file)
 
 

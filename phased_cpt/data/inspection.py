@@ -35,12 +35,12 @@ def block_facts(run: PreparedRun, which: str) -> dict[str, Any]:
         "phase": which.partition(":")[0],
         "split": side,
         "block": number,
-        "slices": [piece._asdict() for piece in _pieces(split, blocks.slices_of(number))],
+        "slices": [part._asdict() for part in _slices(split, blocks.slices_of(number))],
         "row": {key: row[key].tolist() for key in ("input_ids", "position_ids", "labels")},
     }
 
 
-class Piece(NamedTuple):
+class Part(NamedTuple):
     """A slice of a document in a block."""
 
     source: str
@@ -51,13 +51,13 @@ class Piece(NamedTuple):
     context: int
 
 
-def _pieces(split: PreparedSplit, slices: Slices) -> Iterator[Piece]:
+def _slices(split: PreparedSplit, slices: Slices) -> Iterator[Part]:
     columns = (slices.store, slices.start, slices.length, slices.context)
     for store, start, length, context in zip(*(column.tolist() for column in columns), strict=True):
         made = split.shares[store].store
         document = int(np.searchsorted(made.offsets, start, side="right")) - 1
         begin, after = int(made.offsets[document]), int(made.offsets[document + 1])
-        yield Piece(made.name, document, start - begin, start - begin + length, after - begin, context)
+        yield Part(made.name, document, start - begin, start - begin + length, after - begin, context)
 
 
 def _found(run: PreparedRun, which: str) -> tuple[PreparedSplit, str, int]:
@@ -73,10 +73,10 @@ def _found(run: PreparedRun, which: str) -> tuple[PreparedSplit, str, int]:
 
 def _parts(run: PreparedRun, split: PreparedSplit, blocks: Blocks, number: int) -> Iterator[str | tuple[str, str]]:
     row, at = blocks[number], 0
-    for piece in _pieces(split, blocks.slices_of(number)):
-        length = piece.end - piece.begin
-        where = "" if length == piece.tokens else f", tokens {piece.begin:,} to {piece.end:,} of {piece.tokens:,}"
-        yield f"\n── document {piece.document} of {piece.source}{where} ──\n", BORDER
+    for part in _slices(split, blocks.slices_of(number)):
+        length = part.end - part.begin
+        where = "" if length == part.tokens else f", tokens {part.begin:,} to {part.end:,} of {part.tokens:,}"
+        yield f"\n── document {part.document} of {part.source}{where} ──\n", BORDER
         labelled, ids = row["labels"][at : at + length] != IGNORED, row["input_ids"][at : at + length]
         trained = int(labelled.argmax()) if labelled.any() else length
         yield f"⟦{_text(run, ids[:trained])}⟧", UNLABELLED

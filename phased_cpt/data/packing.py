@@ -31,17 +31,17 @@ def pack_best_fit(documents: Slices, capacity: int, overlap: int, keep_order: bo
 
     A A A A A | B B | C C C | D D D D     capacity 6 →  [A A A A A .] [D D D D B B] [C C C . . .]
     """
-    pieces = windows(documents, capacity, overlap)
-    block = np.empty(len(pieces), np.int64)
-    groups = np.zeros(len(pieces), np.int64)
+    slices = windows(documents, capacity, overlap)
+    block = np.empty(len(slices), np.int64)
+    groups = np.zeros(len(slices), np.int64)
     if keep_order:
-        groups = (np.cumsum(pieces.length) - pieces.length) // (BLOCKS_IN_A_GROUP * capacity)
-    edges = [*np.flatnonzero(np.diff(groups, prepend=-1)), len(pieces)]
+        groups = (np.cumsum(slices.length) - slices.length) // (BLOCKS_IN_A_GROUP * capacity)
+    edges = [*np.flatnonzero(np.diff(groups, prepend=-1)), len(slices)]
     blocks = 0
     for begin, end in itertools.pairwise(edges):
-        block[begin:end] = blocks + best_fit(pieces.length[begin:end], capacity)
+        block[begin:end] = blocks + best_fit(slices.length[begin:end], capacity)
         blocks = int(block[begin:end].max()) + 1
-    return _in_blocks(pieces, block)
+    return _in_blocks(slices, block)
 
 
 def best_fit(lengths: Integers, capacity: int) -> Integers:
@@ -94,8 +94,8 @@ def pack_none(documents: Slices, capacity: int, overlap: int, keep_order: bool) 
 
     A A A A A A A A | B B      capacity 6 →  [A A A A A A] [A A . . . .] [B B . . . .]
     """
-    pieces = windows(documents, capacity, overlap)
-    return Packed(pieces, np.arange(len(pieces) + 1))
+    slices = windows(documents, capacity, overlap)
+    return Packed(slices, np.arange(len(slices) + 1))
 
 
 def pack_pad(documents: Slices, capacity: int, overlap: int, keep_order: bool) -> Packed:
@@ -114,14 +114,14 @@ def pack_pad(documents: Slices, capacity: int, overlap: int, keep_order: bool) -
     at_border = np.isin(begins, borders, assume_unique=True)
     context = np.where(at_border, np.minimum(into, overlap), 0)
     length = np.diff(begins, append=borders[-1:])
-    pieces = Slices(
+    slices = Slices(
         store=documents.store[of],
         start=documents.start[of] + into - context,
         length=length + context,
         context=context,
         shortened=documents.shortened[of] & (into + length == documents.length[of]),
     )
-    return Packed(pieces, np.append(np.searchsorted(begins, borders[:-1]), len(pieces)))
+    return Packed(slices, np.append(np.searchsorted(begins, borders[:-1]), len(slices)))
 
 
 def pack_concat(documents: Slices, capacity: int, overlap: int, keep_order: bool) -> Packed:
@@ -129,11 +129,11 @@ def pack_concat(documents: Slices, capacity: int, overlap: int, keep_order: bool
 
     A A A | B B B B B | C C     capacity 4 →  [A A A B] [B B B B]     C C dropped
     """
-    pieces, first, _ = pack_pad(documents, capacity, overlap, keep_order)
-    if len(first) == 1 or pieces.length[first[-2] :].sum() == capacity:
-        return Packed(pieces, first)
-    rest = pieces[slice(first[-2], None)]
-    return Packed(pieces[slice(first[-2])], first[:-1], dropped=int((rest.length - rest.context).sum()))
+    slices, first, _ = pack_pad(documents, capacity, overlap, keep_order)
+    if len(first) == 1 or slices.length[first[-2] :].sum() == capacity:
+        return Packed(slices, first)
+    rest = slices[slice(first[-2], None)]
+    return Packed(slices[slice(first[-2])], first[:-1], dropped=int((rest.length - rest.context).sum()))
 
 
 def _borders(starts: Integers, total: int, capacity: int, overlap: int) -> Integers:
@@ -153,7 +153,7 @@ def _borders(starts: Integers, total: int, capacity: int, overlap: int) -> Integ
     return np.concatenate([*borders, np.array([total])])
 
 
-def _in_blocks(pieces: Slices, block: Integers) -> Packed:
+def _in_blocks(slices: Slices, block: Integers) -> Packed:
     """The slices block by block; the blocks in the order of their first slices, and these in their own."""
     count = int(block.max()) + 1 if len(block) else 0
     earliest = np.full(count, len(block))
@@ -162,7 +162,7 @@ def _in_blocks(pieces: Slices, block: Integers) -> Packed:
     place[np.argsort(earliest)] = np.arange(count)
     order = np.argsort(place[block], kind="stable")
     first = np.append(0, np.cumsum(np.bincount(place[block], minlength=count)))
-    return Packed(pieces[order], first.astype(np.int64))
+    return Packed(slices[order], first.astype(np.int64))
 
 
 PACKERS: dict[str, Packer] = {

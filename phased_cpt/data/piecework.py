@@ -65,7 +65,7 @@ class Work(NamedTuple):
     tokenizer: Tokenizer
     backend: Backend
 
-    def do(self, piece: Piece) -> Result:
+    def tokenised(self, piece: Piece) -> Result:
         """Read a piece and tokenise it, its head by the reference too."""
         source, tokenizer, backend = self
         reading, file = Reading(), source.files[piece.file]
@@ -141,7 +141,7 @@ def _copied(piece: Piece, file: File, tokenizer: Tokenizer) -> Result:
 # Shared out ----------------------------------------------------------------------------------------------------------
 
 
-def done(work: Work, workers: int, beside: Path) -> Iterator[Result]:
+def tokenised_pieces(work: Work, workers: int, beside: Path) -> Iterator[Result]:
     """The pieces of a source, tokenised, in order; only a few more than there are workers are held at a time.
 
     Always in workers: the fast libraries start threads at their first text, and a process that has some cannot be
@@ -173,7 +173,7 @@ def _in_order(work: Work, pieces: Iterator[Piece], pool: ProcessPoolExecutor, at
         if work.source.files[piece.file].format == "tokens":  # nothing to share out: they are copied
             yield from map(_received, waiting)
             waiting.clear()
-            yield work.do(piece)
+            yield work.tokenised(piece)
             continue
         waiting.append(_submitted(pool, number, piece))
         if len(waiting) > at_once:
@@ -217,5 +217,5 @@ def _do(number: int, piece: Piece) -> Path:
     work, parts = _here
     part = parts / str(number)
     with part.open("wb") as file:
-        pickle.dump(work.do(piece), file, protocol=5)
+        pickle.dump(work.tokenised(piece), file, protocol=5)
     return part

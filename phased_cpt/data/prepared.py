@@ -44,11 +44,8 @@ class PreparedSplit:
     def megabytes_per_second(self) -> float | None:
         """Of the sources that were tokenised now, if any were."""
         made = [store for store in self.stores if not store.cached]
-        return (
-            round(sum(store.facts["bytes"] for store in made) / 1e6 / sum(store.seconds for store in made), 1)
-            if made
-            else None
-        )
+        megabytes, seconds = sum(store.facts["bytes"] for store in made) / 1e6, sum(store.seconds for store in made)
+        return round(megabytes / seconds, 1) if made else None
 
     @property
     def backend(self) -> str:

@@ -19,12 +19,12 @@ from phased_cpt.data.bin import meta_file
 from phased_cpt.data.cache import Facts, file_digests, key_of, make_once, stamp
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.documents import PROBLEMS_SHOWN, Reading
-from phased_cpt.data.piecework import Result, Source, Work, done
+from phased_cpt.data.mixing import Scores
+from phased_cpt.data.piecework import Result, Source, Work, tokenised_pieces
 from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.data.watch import Watcher
 from phased_cpt.errors import InputError, Problem
 
-Digests = NDArray[np.uint64]
 COUNTED = ("blank", "empty", "left_out", "without_field", "special_texts", "nul_texts")
 
 
@@ -47,7 +47,7 @@ class TokenStore:
         return np.load(self.folder / "offsets.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
     @property
-    def digests(self) -> Digests:
+    def digests(self) -> Scores:
         return np.load(self.folder / "digests.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -116,7 +116,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
     total, slow, lengths, digests = Reading(), 0, [np.empty(0, np.int64)], []
     numbers = _LineNumbers(work.source)
     with (beside / "ids.bin").open("wb") as file:
-        for result in done(work, shop.workers, beside):
+        for result in tokenised_pieces(work, shop.workers, beside):
             file.write(result.ids)  # type: ignore[arg-type] # unlike its own tofile, this says that a disk is full
             lengths.append(result.lengths)
             digests.append(result.digests)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from phased_cpt.data.mixing import drawn, row_order, shuffled
 
 
-@pytest.mark.requirement("D-05")
 @pytest.mark.parametrize(("weight", "total"), [(1, 100), (0.5, 50), (2.5, 250), (1.25, 125), (0.001, 1), (0.125, 13)])
 def test_a_weight_is_how_often_documents_are_seen(weight: float, total: int) -> None:
     """A weight of 0.5 that drops its source, and 2.5 that is 2, are what other mixers do."""

@@ -24,7 +24,6 @@ def rows_as_text(run: PreparedRun) -> list[str]:
     return [decode(blocks[at]["input_ids"].tolist(), skip_special_tokens=False) for at in range(len(blocks))]
 
 
-@pytest.mark.requirement("D-05")
 def test_documents_of_several_sources_come_each_from_their_own(prepared: Prepare, write: Write) -> None:
     write(lines({"text": "from a"}, {"text": "also from a"}), "a.jsonl")
     write(lines({"text": "from b"}), "b.jsonl")
