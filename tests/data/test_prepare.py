@@ -400,7 +400,7 @@ def test_the_recipe_for_a_repository_makes_sources(
     assert "-x = 1\n+x = 2" in commits[1]
 
 
-def test_the_sample_is_what_its_script_makes(tmp_path: Path) -> None:
+def test_the_sample_is_small_and_names_its_end() -> None:
     assert {path.name for path in SAMPLE.iterdir()} == {
         "phase1_foundation.jsonl", "phase2_evolution.jsonl", "phase3_pr_mastery.jsonl", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
