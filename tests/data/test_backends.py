@@ -127,6 +127,30 @@ def test_a_difference_where_none_should_be_falls_back_whole_and_says_so(
     assert ids(prepared("c.jsonl")) == reference_ids(run, ["more"]), "and remembered: it is not asked again"
 
 
+def test_a_difference_that_is_explained_excuses_no_other(
+    prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "fastokens", liar(lambda text: "é" in text or text == "plain wrong"))
+    monkeypatch.setattr(backends, "NASTY", ("harmless",))
+    documents = ["é first", "plain wrong", "plain right"]
+    write(lines(*({"text": text} for text in documents)), "a.jsonl")
+    run = prepared("a.jsonl", eval_share=0)
+    assert ids(run) == reference_ids(run, documents)
+    assert run.phases[0].train.stores[0].facts["backend"] == "tokenizers"
+
+
+def test_both_readings_of_special_tokens_are_proven(
+    prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(tokenizer: Tokenizer) -> Fast:
+        plain, parsed = liar(lambda _: False)(tokenizer), liar(lambda text: text == "a\r\nb\rc\n")(tokenizer)
+        return lambda texts, special: (parsed if special else plain)(texts, special)
+
+    monkeypatch.setitem(BACKENDS, "fastokens", load)
+    write(lines(*({"text": text} for text in DOCUMENTS)), "a.jsonl")
+    assert prepared("a.jsonl").phases[0].train.stores[0].facts["backend"] == "tokenizers"
+
+
 def test_an_honest_backend_is_not_found_out(prepared: Prepare, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the two above."""
     monkeypatch.setitem(BACKENDS, "fastokens", liar(lambda _: False))

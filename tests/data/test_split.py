@@ -61,6 +61,14 @@ def test_the_cap_is_kept_and_takes_the_first_of_the_larger_split() -> None:
     assert split(of, 0.2, most=3).sum() == 1, "one document is held out even if it is larger than the cap"
 
 
+def test_a_giant_is_not_what_is_held_out_to_have_any() -> None:
+    """One commit may be most of a source."""
+    for seed in range(40):
+        mask, _ = held_out(digests(5, seed), np.array([5, 50_000, 5, 5, 5]), 1e-9, 0, 10**9, [])
+        assert mask.sum() == 1
+        assert not mask[1]
+
+
 def test_a_document_that_was_taken_to_have_any_stays_held_out_when_the_source_grows(tmp_path: Path) -> None:
     of = digests(4_000)
     few = of[split(of, 0.05) == 0][:3]
