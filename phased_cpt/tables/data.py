@@ -113,7 +113,7 @@ def _how(split: PreparedSplit) -> str:
     if split.cached:
         return "from the cache"
     speed = split.megabytes_per_second
-    shown = speed is not None and speed >= 1  # of a small source it is the start that is measured
+    shown = speed is not None and speed >= 10  # of a small source it is the start that is measured
     return f"{split.seconds:.1f} s" + (f", {speed:,.0f} MB/s by {split.backend}" if shown else f" by {split.backend}")
 
 
