@@ -61,6 +61,8 @@ class Result(NamedTuple):
 
 
 class Work(NamedTuple):
+    """What every worker is given once: what to read, and what to tokenise it with."""
+
     source: Source
     tokenizer: Tokenizer
     backend: Backend

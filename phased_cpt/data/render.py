@@ -155,18 +155,18 @@ def _through_template(messages: list[Fields], tokenizer: Tokenizer) -> Document 
     text = _filled(tokenizer, messages)
     if not text.strip():
         return None
-    if not tokenizer.special_in(identity):
+    before, behind = _marks_not_in(text + identity)
+    marked = _marked(messages, before, behind, tokenizer)
+    if marked == messages:
         return Document((Part(text, special=True),), identity)
-    return Document(_quoting(messages, text, identity, tokenizer), identity)
+    return Document(_quoting(_filled(tokenizer, marked), before, behind, text), identity)
 
 
-def _quoting(messages: list[Fields], text: str, identity: str, tokenizer: Tokenizer) -> tuple[Part, ...]:
+def _quoting(marked: str, before: str, behind: str, text: str) -> tuple[Part, ...]:
     """A special token that a person wrote is no token: it is marked, rendered, and found again by its marks.
 
     A template that looks into what it prints may see the marks; then its text is another one, and is not used.
     """
-    before, behind = _marks_not_in(text + identity)
-    marked = _filled(tokenizer, _marked(messages, before, behind, tokenizer))
     parts = re.split(f"([{before}{behind}])", marked)
     if parts[1::2] != [before, behind] * (len(parts) // 4) or "".join(parts[::2]) != text:
         what = "the chat template looks into a message that quotes a special token, so which is which cannot be told"

@@ -73,6 +73,8 @@ class Tokenizer:
 
     def quoted(self, text: str, before: str, behind: str) -> str:
         """The text with marks around every special token in it."""
+        if not self.special_in(text):
+            return text
         return _special_pattern(self.specials)[1].sub(lambda found: f"{before}{found[0]}{behind}", text)
 
 

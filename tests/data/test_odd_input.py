@@ -97,6 +97,19 @@ def test_special_tokens_in_the_names_and_values_of_tool_calls_are_text(prepared:
     assert [ids.count(token) for token in (1, 2)] == [1, 1]
 
 
+def test_a_special_token_of_letters_that_json_escapes_is_found_where_it_is_quoted(
+    prepared: Prepare, write: Write
+) -> None:
+    reference = Reference.from_file(str(TOKENIZER))
+    reference.add_special_tokens(['<"odd\\">'])
+    setting = own_tokenizer(write, '<"odd\\">{{ messages[0].content }}')
+    write(reference.to_str(), "t/tokenizer.json")
+    write(lines({"messages": [{"role": "user", "content": 'a <"odd\\"> b'}]}), "a.jsonl")
+    store = prepared("a.jsonl", set_=(setting, "model.from_config.vocab_size=5000")).phases[0].train.stores[0]
+    assert store.ids.tolist().count(4096) == 1, "the one of the template"
+    assert store.facts["special_texts"] == 1
+
+
 def test_templates_see_what_transformers_shows_them(prepared: Prepare, write: Write) -> None:
     template = "{{ tools is none }} {{ documents is none }} {{ image_token }} {{ 'é' | tojson(false, 2) }}"
     template += "{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %} {{ x }}"
