@@ -1,7 +1,10 @@
 """The way in: of the command, of `python -m phased_cpt`, and of what `deepspeed --module phased_cpt` starts."""
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from phased_cpt.ranks import Ranks
 
 STOPPED = 130  # what shells say of a program that Ctrl-C has ended
 
@@ -11,9 +14,16 @@ def main() -> NoReturn:
     try:
         from phased_cpt.cli import main as run
 
-        run()
+        run(in_ranks=_in_ranks)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
+
+
+def _in_ranks() -> "Ranks":
+    """Torch and all: for processes that train themselves."""
+    from phased_cpt.ranks import in_ranks
+
+    return in_ranks()
 
 
 if __name__ == "__main__":

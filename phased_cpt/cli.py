@@ -1,9 +1,12 @@
 """The verbs, one screen each; nothing is decided here."""
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,11 +24,12 @@ from phased_cpt.config.secrets import scrubbed
 from phased_cpt.config.shipped import shipped_folder, shipped_names
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, next_archive, read_record, reconcile
-from phased_cpt.plan import Plan, make_plan
+from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.run_dir import RunDir
 from phased_cpt.tables import (
     config_facts,
+    outcome_line,
     plan_facts,
     plan_table,
     prepared_facts,
@@ -33,9 +37,12 @@ from phased_cpt.tables import (
     shown,
     status_facts,
     status_table,
+    summary_facts,
+    summary_table,
 )
 
 if TYPE_CHECKING:
+    from phased_cpt.conductor import Door
     from phased_cpt.data.prepared import PreparedRun
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -74,18 +81,82 @@ def plan(config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder =
 
 @app.command()
 def run(
+    context: typer.Context,
     config: ConfigFile = None,
     set_: Overrides = None,
     run_dir: RunFolder = None,
     new: Annotated[bool, typer.Option("--new", help="Start another run, whatever there is.")] = False,
     redo_from: Annotated[str | None, typer.Option(metavar="PHASE", help="Train from this phase on again.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin at this phase.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="PHASE", help="Stop after this phase.")] = None,
+    phase: Annotated[str | None, typer.Option(metavar="PHASE", help="Train this phase alone.")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="local, deepspeed, torchrun or inline (launch.launcher).")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Try it: two steps of every phase, in a folder that is then removed.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the curriculum, or go on with it (the default verb)."""
-    planned = _plan(config, set_, run_dir)
+    chosen_launcher = [f"launch.launcher={launcher}"] if launcher else []
+    if phase and (from_ or until):
+        raise InputError("--phase stands for --from and --until; give it alone, or those two")
+    if dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            _print_dry_run(_plan(config, [*(set_ or []), *chosen_launcher], run_dir), new, redo_from, as_json)
+        return
+    with contextlib.ExitStack() as leaving:
+        ranks = _ranks(context, leaving) if _is_rank() else None
+        planned = _plan(config, [*(set_ or []), *chosen_launcher], run_dir)
+        if planned.config.launch.launcher == "inline" and ranks is None:
+            ranks = _ranks(context, leaving)
+        _run(planned, ranks, Wanted(redo_from, from_ or phase, until or phase, smoke), new, as_json)
+
+
+def _ranks(context: typer.Context, leaving: contextlib.ExitStack) -> "Door":
+    """This process as a rank. Those behind the first do as it says, and leave with it."""
+    ranks = context.obj()
+    if ranks.number > 0:
+        raise typer.Exit(ranks.follow())
+    door: Door = leaving.enter_context(ranks)
+    return door
+
+
+def _is_rank() -> bool:
+    """Whether a launcher has started this process beside others."""
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+    # numpy and tokenizers take a third of a second, which the verbs without data do not wait for.
+    from phased_cpt.conductor import LaunchedJobs, conduct, smoke_run_dir
+    from phased_cpt.progress import Bar
+
+    chosen = smoke_run_dir(planned) if wanted.smoke else choose_run_dir(planned, new=new)
+    door = ranks or LaunchedJobs.of(planned)
+
+    def look(prepared: "PreparedRun", counted: Plan) -> None:
+        if not as_json:
+            _print(plan_table(counted))
+            _print(prepared_table(prepared))
+
+    outcome = conduct(planned, chosen, door, wanted, Bar(), look)
+    facts = outcome.run_dir, outcome.plan, outcome.trained
+    if as_json:
+        run = status_facts(chosen, read_record(chosen), None) | {"published": summary_facts(*facts)}
+        _print({"plan": plan_facts(outcome.plan), "run": run})
+    else:
+        _print(summary_table(*facts))
+        _print(outcome_line(outcome.finished, outcome.trained, str(chosen.root)) + "\n")
+    if wanted.smoke:
+        shutil.rmtree(chosen.root)
+
+
+def _print_dry_run(planned: Plan, new: bool, redo_from: str | None, as_json: bool) -> None:
     chosen = choose_run_dir(planned, new=new)
     record = read_record(chosen)
     if record is None and redo_from:
@@ -97,11 +168,6 @@ def run(
     else:
         _print(plan_table(planned))
         _print(status_table(*facts))
-    if not dry_run:
-        prepared = _prepared(planned)
-        if not as_json:
-            _print(prepared_table(prepared))
-        raise PhasedCptError("the data is prepared; this version does not train yet, and no run has begun")
 
 
 @app.command("prepare")
@@ -236,14 +302,17 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit()
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a verb; a failure that a user can mend is one message on stderr and its own exit code."""
+def main(arguments: list[str] | None = None, in_ranks: Callable[[], Any] | None = None) -> NoReturn:
+    """Run a verb; a failure that a user can mend is one message on stderr and its own exit code.
+
+    `in_ranks` makes this process a rank that trains, which loads torch; __main__ has it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of odd bytes is shown, not an error of its own
     try:
         typed = sys.argv[1:] if arguments is None else arguments
-        app(normalise(typed, get_command(app)), prog_name="phased-cpt")
+        app(normalise(typed, get_command(app)), prog_name="phased-cpt", obj=in_ranks)
     except PhasedCptError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # no permission, no space, a name too long: the system's words, and where

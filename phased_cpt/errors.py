@@ -4,6 +4,8 @@ PhasedCptError            1   the family; its text is all that a user sees
 ├── InputError            2   what was typed, or a file that was named
 │   └── ConfigError       2   every problem of a configuration, at once
 ├── LedgerRefuses         4   what was done no longer matches what is asked for
+├── Diverged              5   training left the numbers
+├── Interrupted          75   stopped from outside; the same command goes on
 └── RunIsBusy             1   another run holds the folder
 """
 
@@ -47,6 +49,24 @@ class LedgerRefuses(PhasedCptError):  # noqa: N818 - reads as the sentence that 
     """What was done no longer matches what is asked for."""
 
     exit_code = 4
+
+
+class Diverged(PhasedCptError):  # noqa: N818
+    """The loss, or the gradient, is no number any more."""
+
+    exit_code = 5
+
+    def __init__(self, step: int, blocks: Sequence[int], what: str = "the loss") -> None:
+        shown = ", ".join(map(str, blocks[:8])) + (" …" if len(blocks) > 8 else "")
+        where = f" (blocks {shown}; `phased-cpt prepare --inspect PHASE:N` shows one)" if blocks else ""
+        mend = "try a lower training.learning_rate, a longer warm-up, or model.precision bf16 in place of fp16"
+        super().__init__(f"step {step}: {what} is not finite{where}; nothing of this step was kept. {mend}")
+
+
+class Interrupted(PhasedCptError):  # noqa: N818
+    """Stopped from outside."""
+
+    exit_code = 75
 
 
 class RunIsBusy(PhasedCptError):  # noqa: N818

@@ -104,6 +104,18 @@ class PhasePlan:
         """What holds in this phase, by section."""
         return {"model": self.model, **self.overridable()}
 
+    @property
+    def data_seed(self) -> tuple[str | int, ...]:
+        """What the order of the rows depends on."""
+        return ("order", self.seed, self.name)
+
+    @property
+    def positions(self) -> int | None:
+        """Places for tokens in all of its steps: what its time is told from."""
+        if self.steps is None or self.global_rows is None:
+            return None
+        return self.steps * self.global_rows * self.settings.data.max_tokens
+
     def overridable(self) -> dict[str, Section]:
         return {name: getattr(self.settings, name) for name in OVERRIDABLE}
 
@@ -175,6 +187,20 @@ class Plan:
         places = {keys: place for keys, place in self.places.items() if keys != ("run", "dir")}
         return replace(self, config=self.config.model_copy(update={"run": run}), places=places)
 
+    def smoke(self, steps: int) -> "Plan":
+        """The same run with a few steps in every phase, each of them evaluated."""
+        phases = [
+            replace(
+                phase,
+                budget=Budget("steps", steps),
+                settings=replace(
+                    phase.settings, evaluation=phase.settings.evaluation.model_copy(update={"every_steps": 1})
+                ),
+            )
+            for phase in self.phases
+        ]
+        return replace(self, phases=tuple(phases))
+
     def warnings(self) -> list[str]:
         """What is allowed and yet worth a second look; a warning that several phases share is given once."""
         found: dict[str, list[str]] = {}
@@ -195,6 +221,16 @@ class Plan:
             and section in OVERRIDABLE
             and all(phase.origins[section, key].kind == "phase" for phase in self.phases)
         )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which part of a run a call is to train."""
+
+    redo_from: str | None = None
+    first: str | None = None  # --from
+    last: str | None = None  # --until
+    smoke: bool = False
 
 
 def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:

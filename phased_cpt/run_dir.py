@@ -16,11 +16,14 @@ OWN_NAMES = (
     "final_model",
     "forgetting.json",
     "logs",
+    "random_base",
     "ranks.lock",
     "report.html",
     "run.json",
     "run.lock",
     "tensorboard",
+    "tokenizer",
+    "wandb",
 )
 # What is made from all phases, and so goes with any of them that is redone (as the merged model does).
 MADE_FROM_ALL_PHASES = ("final_model", "forgetting.json", "report.html")

@@ -59,10 +59,14 @@ class Budget:
             return int(self.amount)
         if rows is None or prepared is None:
             return None
-        return -(-self._rows(prepared) // rows)
+        return -(-(self.rows(prepared) or 0) // rows)
 
-    def _rows(self, prepared: Prepared) -> int:
-        """In fractions: 0.1 × 30 is 3.0000000000000004 in floats, and 10^13 tokens times the blocks is beyond them."""
+    def rows(self, prepared: Prepared | None) -> int | None:
+        """The rows of its epochs or tokens, with which the last batch may end before it is full; None for steps.
+
+        In fractions: 0.1 × 30 is 3.0000000000000004 in floats, and 10^13 tokens times the blocks is beyond them."""
+        if self.unit == "steps" or prepared is None:
+            return None
         amount = Fraction(repr(self.amount))
         return math.ceil(amount * prepared.blocks / (1 if self.unit == "epochs" else prepared.tokens_trained))
 
@@ -107,3 +111,11 @@ class Schedule:
 def share_of(steps: int, ratio: float) -> int:
     """A share of the steps, rounded up (0.03 of 100 steps is 3, not 4)."""
     return math.ceil(Fraction(repr(ratio)) * steps)
+
+
+def evaluation_steps(steps: int, every: int, rows: int, blocks: int) -> frozenset[int]:
+    """The steps after which a phase is evaluated: every so many, where an epoch ends within one, and the last."""
+    epochs = steps * rows // blocks
+    return frozenset(
+        {*range(every, steps, every), *(-(-epoch * blocks // rows) for epoch in range(1, epochs + 1)), steps}
+    )

@@ -7,17 +7,13 @@ phase 2 the commits up to there, oldest first, phase 3 the reviews of tools/samp
 """
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-# The trainer must not depend on the number of cores; read when tokenizers is imported.
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from phased_cpt.data.train_tokenizer import files_of, trained, words_of_gpt2
 
 COMMIT = "62e1903a3f301e2e713e6404e2ee746ab75f90e1"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,12 +26,6 @@ FILES = re.compile(r"(phased_cpt|tools|docs/decisions|configs)/.*\.(py|md|yaml)|
 # Made by programs, or full of words that only look like secrets.
 SKIPPED = {"LICENSE", "configs/schema.json", "docs/configuration.md", "constraints.txt", "tests/config/test_secrets.py"}
 MOST_OF_A_COMMIT, MOST_OF_A_REVIEW = 9_500, 3_000  # characters
-
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-)
-PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 Record = dict[str, object]
 
@@ -114,17 +104,6 @@ def hunk(rows: list[tuple[int, int, int, str]]) -> str:
     return "\n".join([f"@@ -{old},{before} +{new},{after} @@", *lines])
 
 
-def tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE as GPT-2 has it: any text can be written, and comes back as it was."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    kind = trainers.BpeTrainer(vocab_size=4096, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False)
-    made.train_from_iterator(texts, kind)
-    return made
-
-
 def main() -> None:
     SAMPLE.mkdir(parents=True, exist_ok=True)
     phases = {"phase1_foundation": files(), "phase2_evolution": commits(), "phase3_pr_mastery": reviews()}
@@ -134,16 +113,10 @@ def main() -> None:
         texts += [str(record["training_content"]) for record in records]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (SAMPLE / f"{name}.jsonl").write_bytes(lines.encode())
-    (SAMPLE / "tokenizer.json").write_bytes(f"{tokenizer(texts).to_str(pretty=True)}\n".encode())
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": SPECIAL[0],
-        "pad_token": SPECIAL[3],
-        "model_max_length": 1024,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHATML + PROMPT,
-    }
-    (SAMPLE / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # As GPT-2 splits words: the figures of README and benchmarks were measured with these very ids.
+    tokenizer = trained(texts, 4096, words_of_gpt2())
+    for name, content in files_of(tokenizer, model_max_length=1024).items():
+        (SAMPLE / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,9 @@ class Data(Section):
     tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = bookkeeping(
         "auto", "Library that tokenises; auto takes a fast one where it is proven equal."
     )
+    isolate_documents: Flag = execution(
+        True, "Stop where the attention in use lets documents of a row see each other; false goes on."
+    )
     on_bad_record: Literal["fail", "skip"] = recipe("fail", "What a line that cannot be read does.")
     max_bad_share: Real = bookkeeping(0.01, "Largest share of bad lines that skip accepts.", ge=0, le=1)
     max_line_bytes: Size = recipe(256 * 2**20, "Longest line of a file that is read; a longer one is bad.")
@@ -228,6 +231,9 @@ class Launch(Section):
     """The machine that the phases are launched on."""
 
     num_gpus: Natural | None = execution(None, "Processes in a phase, one per GPU; every visible GPU if absent.")
+    launcher: Literal["local", "deepspeed", "torchrun", "inline"] = bookkeeping(
+        "local", "How the processes of a phase are started: directly, by a launcher, or as the one that is called."
+    )
 
 
 class Source(Section):

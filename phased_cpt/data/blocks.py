@@ -8,7 +8,7 @@ labels               –  b  c  d  E   –  x  E   –  –      – is -100: no
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -51,6 +51,10 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self.first) - 1
+
+    def first_rows(self, count: int) -> "Blocks":
+        """The first blocks alone."""
+        return replace(self, first=self.first[: count + 1])
 
     def slices_of(self, block: int) -> Slices:
         """What a block is made of."""

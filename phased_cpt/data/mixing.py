@@ -52,3 +52,14 @@ def row_order(rows: int, epochs: float, *seed: str | int, shuffle: bool = True) 
     passes = -(-total // rows) if rows else 0
     each = [shuffled(rows, *seed, epoch) if shuffle else np.arange(rows) for epoch in range(passes)]
     return np.concatenate([*each, np.empty(0, np.int64)]).astype(np.int64)[:total]
+
+
+def training_order(blocks: int, places: int, rows: int | None, *seed: str | int, shuffle: bool = True) -> Indices:
+    """Which block is trained in each place, epoch after epoch; -1 where a place stays empty.
+
+    `rows` is where the budget ends, if that may be within a batch: what is left of it is filled up with empty rows, not
+    with those of another epoch.
+    """
+    rows = places if rows is None else rows
+    order = row_order(blocks, -(-rows // blocks), *seed, shuffle=shuffle)[:rows]
+    return np.concatenate([order, np.full(places - len(order), -1)]).astype(np.int64)

@@ -73,8 +73,8 @@ class PreparedPhase:
 
     def order(self, epochs: float) -> Integers:
         """Which block is trained when."""
-        shuffle, seed = self.plan.settings.data.shuffle, ("order", self.plan.seed, self.plan.name)
-        return row_order(self.train.index.account.blocks, epochs, *seed, shuffle=shuffle)
+        shuffle = self.plan.settings.data.shuffle
+        return row_order(self.train.index.account.blocks, epochs, *self.plan.data_seed, shuffle=shuffle)
 
 
 class Copies(NamedTuple):

@@ -66,6 +66,16 @@ class Tokenizer:
     def dtype(self) -> str:
         return "uint16" if self.vocabulary <= 2**16 else "uint32"
 
+    def files(self) -> dict[str, bytes]:
+        """A folder of this tokenizer that transformers reads to the same ids."""
+        named = {key: text for key, text in self.template_tokens if text in self.added}
+        pad = next((token for token in self.added if self.reference.token_to_id(token) == self.pad_id), self.eos)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **named, "eos_token": self.eos, "pad_token": pad}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        written = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        return {"tokenizer.json": self.json.encode(), "tokenizer_config.json": written.encode()}
+
     def special_in(self, text: str) -> bool:
         """Whether the text of a special token occurs; their first letters are looked for before the pattern is."""
         starts, pattern = _special_pattern(self.specials)

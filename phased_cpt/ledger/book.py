@@ -7,6 +7,7 @@ Every change is one atomic file, so whoever reads it (status, the next attempt) 
 """
 
 import os
+import secrets
 import socket
 from datetime import UTC, datetime
 from typing import Any
@@ -125,6 +126,12 @@ class Ledger:
         if weights is None:
             raise PhasedCptError(f"phase {phase.name} has published nothing yet")
         return weights
+
+    def wandb_id(self) -> str:
+        """The name of this run at Weights & Biases, for good."""
+        if self.record.wandb_id is None:
+            self._write(wandb_id=secrets.token_hex(8))
+        return str(self.record.wandb_id)
 
     def _require_there(self, phase: PhasePlan, weights: Weights) -> None:
         folders = [weights.folder, *(adapter.folder for adapter in weights.adapters)]

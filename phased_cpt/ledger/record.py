@@ -56,6 +56,7 @@ class RunRecord(Record):
     attempts: tuple[Attempt, ...] = ()
     redoing: str | None = None  # the --redo-from that is under way: the same command goes on with it
     archiving: Archiving | None = None
+    wandb_id: str | None = None  # of the one run there, over all phases and attempts
 
     @property
     def is_finished(self) -> bool:

@@ -3,10 +3,12 @@
 from phased_cpt.tables.data import prepared_facts, prepared_table
 from phased_cpt.tables.plan import config_facts, plan_facts, plan_table
 from phased_cpt.tables.status import status_facts, status_table
+from phased_cpt.tables.summary import outcome_line, summary_facts, summary_table
 from phased_cpt.tables.words import shown
 
 __all__ = [
     "config_facts",
+    "outcome_line",
     "plan_facts",
     "plan_table",
     "prepared_facts",
@@ -14,4 +16,6 @@ __all__ = [
     "shown",
     "status_facts",
     "status_table",
+    "summary_facts",
+    "summary_table",
 ]

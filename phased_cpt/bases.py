@@ -1,0 +1,138 @@
+"""Where the first weights lie, and their digest: on the hub, in a folder, or random.
+
+A hub id is downloaded once, before anything is launched, so that no rank waits for another's download; its revision is
+pinned to the commit that was found.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from phased_cpt.config.schema import Lora
+from phased_cpt.data.files import is_hub_id
+from phased_cpt.errors import InputError
+from phased_cpt.ledger import Adapter, Weights
+from phased_cpt.ledger.fingerprint import digest_of
+from phased_cpt.plan import Plan
+from phased_cpt.published import weights_digest
+
+WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.py", "*.jinja"]
+WIDTHS = ("hidden_size", "n_embd", "d_model", "hidden_dim", "dim")
+USUAL_WIDTH = 4096
+RANDOM = "random_base"  # in the run folder
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that the first phase starts from."""
+
+    folder: str  # where the ranks read it; of random weights, where they make it
+    digest: str
+    shape: dict[str, Any] | None = None  # of random weights
+    commit: str | None = None  # of a hub id
+    adapter: str | None = None
+    adapter_digest: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the files of the weights; 0 where there are none yet."""
+        return sum(path.stat().st_size for path in Path(self.folder).glob("*.safetensors"))
+
+    @property
+    def hidden_size(self) -> int:
+        """How wide the model is, by any name; only sizes of buffers follow from it."""
+        config = self.shape or json.loads((Path(self.folder) / "config.json").read_bytes())
+        inner = config.get("text_config") or {}
+        return int(next((each[key] for each in (config, inner) for key in WIDTHS if each.get(key)), USUAL_WIDTH))
+
+    @property
+    def weights(self) -> Weights:
+        if self.adapter is None:
+            return Weights(kind="base", base=self.digest)
+        return Weights(kind="adapter", base=self.digest, adapters=(Adapter(digest=self.adapter_digest),))
+
+
+def find_base(plan: Plan, run_root: Path, cache: Path) -> Base:
+    """The base of a run, on the disk, with its digest."""
+    model = plan.config.model
+    memory = cache / "bases.json"
+    if model.from_config is not None:
+        shape = _shape(model.from_config)
+        return Base(str(run_root / RANDOM), digest_of(["random", shape, plan.config.run.seed]), shape)
+    assert model.name is not None
+    folder, commit = _found(model.name, model.revision, "model.name")
+    if not (folder / "config.json").exists():
+        what = (
+            "an adapter, which is named as model.adapter" if (folder / "adapter_config.json").exists() else "no model"
+        )
+        raise InputError(f"model.name: {model.name} is {what} (it has no config.json)")
+    digest = _hub_digest(folder, commit) if commit else weights_digest(folder, memory)
+    if model.adapter is None:
+        return Base(str(folder), digest, commit=commit)
+    adapter, _ = _found(model.adapter, None, "model.adapter")
+    _require_adapter(adapter, plan)
+    return Base(str(folder), digest, None, commit, str(adapter), weights_digest(adapter, cache / "adapters.json"))
+
+
+def _shape(given: dict[str, Any] | str) -> dict[str, Any]:
+    if not isinstance(given, str):
+        return dict(given)
+    path = Path(given).expanduser()
+    try:
+        shape = json.loads((path / "config.json" if path.is_dir() else path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.from_config: {given} cannot be read: {error}") from None
+    if not isinstance(shape, dict):
+        raise InputError(f"model.from_config: {given} holds no object; a model's config.json is meant")
+    return shape
+
+
+def _found(name: str, revision: str | None, key: str) -> tuple[Path, str | None]:
+    """A folder, or a snapshot of the hub and its commit."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), None
+    if not is_hub_id(name):
+        raise InputError(f"{key}: {name}: no such folder (looked from {Path.cwd()}), and no hub id")
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+    except LocalEntryNotFoundError:
+        raise InputError(f"{key}: {name}: not in the hub's cache, and the hub cannot be reached") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{key}: {name}: the hub does not give it: {reason} (HF_TOKEN for a gated one)") from None
+    return snapshot, snapshot.name
+
+
+def _hub_digest(snapshot: Path, commit: str) -> str:
+    """The hub's cache names each file by the hash of its bytes, so nothing has to be read again."""
+    files = sorted(
+        path for path in snapshot.iterdir() if path.suffix in (".safetensors", ".bin") or path.name == "config.json"
+    )
+    return digest_of([commit, {path.name: path.resolve().name for path in files}])
+
+
+def _require_adapter(folder: Path, plan: Plan) -> None:
+    """LoRA settings that were written down must be those of the adapter."""
+    path = folder / "adapter_config.json"
+    try:
+        has = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise InputError(f"model.adapter: {folder} has no adapter_config.json that can be read") from None
+    if has.get("peft_type") != "LORA":
+        raise InputError(f"model.adapter: {folder} is a {has.get('peft_type')} adapter; LoRA is needed")
+    phase = plan.phases[0]
+    lora: Lora = phase.settings.lora
+    pairs: dict[str, tuple[Any, Any]] = {"r": (lora.r, has.get("r")), "alpha": (lora.alpha, has.get("lora_alpha"))}
+    targets = has.get("target_modules")
+    if isinstance(targets, list) and lora.target_modules != "auto":
+        pairs["target_modules"] = (sorted(lora.target_modules), sorted(targets))
+    for key, (planned, inherited) in pairs.items():
+        origin = phase.origins["lora", key]
+        if planned != inherited and origin.kind != "default":
+            what = f"lora.{key} is {planned} ({origin}), and the adapter {folder} has {inherited}"
+            raise InputError(f"{what}; make them equal, or take lora.{key} out")

@@ -1,0 +1,269 @@
+"""The story of a run: prepare, then phase after phase, each from what the one before has published.
+
+Both doors come through here. `phased-cpt run` brings a launcher, which starts a job of fresh processes for a phase;
+`deepspeed --module phased_cpt` brings the ranks that it is one of. Either way a phase is done when what it published
+is there and is what it says, whatever any process returned.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from phased_cpt import deepspeed_file
+from phased_cpt.bases import Base, find_base
+from phased_cpt.config import Loaded
+from phased_cpt.config.allowed import nearest
+from phased_cpt.data.prepare import cache_folder, prepare
+from phased_cpt.data.prepared import PreparedRun
+from phased_cpt.data.tokenizer import Tokenizer
+from phased_cpt.data.watch import Watcher
+from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.job import SMOKE_STEPS, Job, Start
+from phased_cpt.launchers import LAUNCHERS, gpus_here, launched, ranks_here
+from phased_cpt.ledger import Inputs, Ledger, Weights, require_no_ranks, run_lock
+from phased_cpt.ledger.fingerprint import fingerprint_of
+from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
+from phased_cpt.published import published_weights, read_source
+from phased_cpt.run_dir import RunDir, publish_file
+
+VERSIONS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+FREE_FOR_THE_BASE = 0.6  # of a GPU's memory; the rest is for activations and what is trained
+
+
+Look = Callable[[PreparedRun, Plan], None]  # shows the user what is about to be trained
+
+
+class Door(Protocol):
+    """How a run trains a phase: through a launcher, or in the ranks that are there."""
+
+    @property
+    def ranks(self) -> int: ...
+
+    def train(self, job: Job) -> None: ...
+
+
+@dataclass(frozen=True)
+class LaunchedJobs:
+    """The first door: a phase is a job of fresh processes."""
+
+    launcher: str
+    ranks: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> "LaunchedJobs":
+        launch = plan.config.launch
+        if gpus_here() and (launch.num_gpus or 1) > len(gpus_here()):
+            what = f"launch.num_gpus is {launch.num_gpus}, and {len(gpus_here())} GPUs are visible here"
+            raise InputError(f"{what}; lower it, or look at CUDA_VISIBLE_DEVICES")
+        return cls(launch.launcher, ranks_here(launch.num_gpus))
+
+    def train(self, job: Job) -> None:
+        path = job.write()
+        launched(LAUNCHERS[self.launcher](path, self.ranks), path.parent / "logs")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a call has brought the run."""
+
+    run_dir: RunDir
+    plan: Plan
+    trained: tuple[str, ...]
+    finished: bool
+
+
+def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look) -> Outcome:
+    """Bring a run to its end, or as far as is wanted."""
+    _require_phases(plan, wanted)
+    prepared = prepare(plan, watcher)
+    plan = _with_data(plan, prepared, door.ranks, wanted.smoke)
+    base = find_base(plan, run_dir.root.resolve(), cache_folder(plan))
+    files = {phase.name: filled_file(phase, base) for phase in plan.phases}  # before the first phase has cost days
+    look(prepared, plan)
+    with run_lock(run_dir) as signature:
+        ledger = Ledger.open(run_dir, plan, redo_from=wanted.redo_from)
+        run = Run(plan, prepared, base, files, ledger, signature, door, wanted.smoke, watcher.tell)
+        _keep_tokenizer(run_dir, prepared.tokenizer)
+        start, trained = base.weights, []
+        for phase in plan.phases[: _index(plan, wanted.last, len(plan.phases)) + 1]:
+            inputs = run.inputs(phase, start)
+            if not ledger.is_done(phase, inputs):
+                _require_wanted(phase, plan, wanted)
+                run.phase(phase, inputs)
+                trained.append(phase.name)
+            start = ledger.published_by(phase)
+        if ledger.is_finished:
+            _keep_final(run)
+    return Outcome(run_dir, plan, tuple(trained), ledger.is_finished)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run stands on while it is conducted."""
+
+    plan: Plan
+    prepared: PreparedRun
+    base: Base
+    files: dict[str, dict[str, Any]]  # the filled DeepSpeed file of each phase
+    ledger: Ledger
+    signature: str
+    door: Door
+    smoke: bool
+    tell: Callable[[str], None]
+
+    @property
+    def root(self) -> Path:
+        return self.ledger.run_dir.root.resolve()
+
+    def inputs(self, phase: PhasePlan, start: Weights) -> Inputs:
+        """What a phase is made of, besides its plan."""
+        return Inputs(
+            start=start,
+            tokenizer=self.prepared.tokenizer.digest,
+            sources=self.prepared.phase(phase.name).source_digests,
+            execution={**versions(), "deepspeed": self.files[phase.name]},
+        )
+
+    def phase(self, phase: PhasePlan, inputs: Inputs) -> None:
+        """Train a phase, and enter what it has published; or only that, if its end was all that was lost."""
+        self.ledger.begin(phase, inputs)
+        fingerprint = fingerprint_of(phase, inputs).digest
+        there = published_weights(self.root, phase.folder, fingerprint, inputs.start)
+        if there is None:
+            there = self._train(phase, inputs.start, fingerprint)
+        self.ledger.publish(phase, there)
+        self.ledger.require_done(phase)
+
+    def _train(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Weights:
+        require_no_ranks(self.ledger.run_dir)
+        failure: PhasedCptError | None = None
+        try:
+            self.door.train(self._job(phase, start, fingerprint))
+        except PhasedCptError as error:
+            failure = error  # which is no proof that nothing was published
+        there = published_weights(self.root, phase.folder, fingerprint, start)
+        if there is None:
+            raise failure or PhasedCptError(f"phase {phase.name} ended without publishing; see {phase.folder}/logs")
+        return there
+
+    def _job(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Job:
+        splits = self.prepared.phase(phase.name).splits
+        wandb = self.plan.config.tracking.wandb.enabled and not self.smoke
+        return Job(
+            run_dir=str(self.root),
+            signature=self.signature,
+            attempt=len(self.ledger.record.attempts),
+            config=self.plan.config.model_dump(mode="json", exclude_unset=True),
+            ranks=self.door.ranks,
+            phase=phase.name,
+            fingerprint=fingerprint,
+            prepared={each.plan.name: (each.epoch.blocks, each.epoch.tokens_trained) for each in self.prepared.phases},
+            train=str(splits["train"].index.folder.resolve()),
+            evaluated={phase.name: str(splits["eval"].index.folder.resolve())} if "eval" in splits else {},
+            start=self._start(start),
+            deepspeed=self.files[phase.name],
+            wandb_id=self.ledger.wandb_id() if wandb else None,
+            smoke=self.smoke,
+        )
+
+    def _start(self, weights: Weights) -> Start:
+        """The folders of what a phase starts from."""
+        base = str(self.root / weights.folder) if weights.folder else self.base.folder
+        shape = None if weights.folder else self.base.shape
+        adapter = weights.adapters[-1].folder if weights.adapters else None
+        place = self.base.adapter if adapter == "" else adapter and str(self.root / adapter)
+        return Start(base=base, shape=shape, adapter=place, digest=weights.digest)
+
+
+# What is wanted -------------------------------------------------------------------------------------------------------
+
+
+def _require_phases(plan: Plan, wanted: Wanted) -> None:
+    names = [phase.name for phase in plan.phases]
+    for option, name in (("--from", wanted.first), ("--until", wanted.last)):
+        if name is not None and name not in names:
+            raise InputError(
+                f"{option}: no phase is called {name!r}{nearest(name, names)} (phases: {', '.join(names)})"
+            )
+    if wanted.first and wanted.last and names.index(wanted.first) > names.index(wanted.last):
+        raise InputError(f"--from {wanted.first} comes after --until {wanted.last}; nothing lies between them")
+    if merged := [phase.name for phase in plan.phases[:-1] if phase.phase.handover == "merge"]:
+        raise InputError(f"phases.{merged[0]}.handover: this version does not merge between phases yet; take it out")
+
+
+def _index(plan: Plan, name: str | None, otherwise: int) -> int:
+    return plan.phase(name).number - 1 if name else otherwise
+
+
+def _require_wanted(phase: PhasePlan, plan: Plan, wanted: Wanted) -> None:
+    if phase.number - 1 < _index(plan, wanted.first, 0):
+        raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
+
+
+def _with_data(plan: Plan, prepared: PreparedRun, ranks: int, smoke: bool) -> Plan:
+    """The same plan, now that rows can be counted."""
+    epochs = {phase.plan.name: phase.epoch for phase in prepared.phases}
+    counted = make_plan(Loaded(plan.config, plan.places), ranks, epochs)
+    return counted.smoke(SMOKE_STEPS) if smoke else counted
+
+
+def smoke_run_dir(plan: Plan) -> RunDir:
+    """A folder to try in, emptied: beside the runs, so that the same disk is tried."""
+    run_dir = RunDir(Path(plan.config.run.output_dir).expanduser() / f"{plan.name}-smoke")
+    shutil.rmtree(run_dir.root, ignore_errors=True)
+    return run_dir
+
+
+# What phases are launched with ----------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Of what may move the last digits."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def filled_file(phase: PhasePlan, base: Base) -> dict[str, Any]:
+    """The DeepSpeed file of a phase, with nothing left to be guessed."""
+    training, gpus = phase.settings.training, gpus_here()
+    name = deepspeed_file.chosen(
+        training.deepspeed,
+        max_tokens=phase.settings.data.max_tokens,
+        use_4bit=phase.model.use_4bit,
+        fits_on_one_gpu=base.size_bytes < FREE_FOR_THE_BASE * min(gpus) if gpus and base.size_bytes else None,
+    )
+    shape = deepspeed_file.ModelShape(hidden_size=base.hidden_size)
+    return deepspeed_file.filled(deepspeed_file.read(name), phase, shape, name=name, on_gpu=bool(gpus))
+
+
+def _keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:
+    """As every published folder holds it: what the phases are trained with, whatever becomes of where it was."""
+    folder = run_dir.root / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    for name, content in tokenizer.files().items():
+        publish_file(folder / name, content)
+
+
+def _keep_final(run: Run) -> None:
+    """The last weights once more under the run's own name, without a second copy of their bytes."""
+    final, last = run.root / "final_model", run.plan.phases[-1]
+    found = read_source(run.root / last.folder)
+    if found is None or final.exists():
+        return
+    beside = final.with_name(".final_model.building")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(found[0], beside, copy_function=os.link)
+    sources = [read_source(run.root / phase.folder) for phase in run.plan.phases]
+    model = run.plan.config.model
+    info = {
+        "run": run.plan.name,
+        "base": {"name": model.name, "commit": run.base.commit, "digest": run.base.digest},
+        "phases": [asdict(source[1]) for source in sources if source],
+        "versions": versions(),
+    }
+    publish_file(beside / "training_info.json", (json.dumps(info, indent=2) + "\n").encode())
+    os.replace(beside, final)

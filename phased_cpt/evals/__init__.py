@@ -1,0 +1,1 @@
+"""What is measured on a model, whichever phase trains it. A hook computes and returns numbers; it logs nothing."""

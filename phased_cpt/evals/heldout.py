@@ -1,0 +1,98 @@
+"""The loss on held-out documents: a mean over tokens, the same for any number of ranks and any batch.
+
+rows of every set in one list ─ each rank its share, in equal numbers of forwards ─ (loss, tokens) of each row ─ summed
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ReduceOp, all_reduce
+from torch.utils.data import default_collate
+
+from phased_cpt.data.blocks import IGNORED
+
+LARGEST_EXPONENT = 700.0  # exp(710) is beyond floats
+
+
+class RowSet(Protocol):
+    """The held-out rows of a phase."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model loses on a set."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float | None:
+        """None where it is too large for a number."""
+        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
+
+
+def held_out_losses(
+    model: nn.Module,
+    losses: Callable[[dict[str, Tensor]], Tensor],
+    sets: Mapping[str, RowSet],
+    *,
+    batch_rows: int,
+    rank: int,
+    ranks: int,
+    device: torch.device,
+) -> dict[str, Measured]:
+    """The loss of every set, in one pass. Collective: every rank calls it, and forwards equally often.
+
+    Unequal counts of forwards hang ZeRO-3 for ever, so a rank without a row left repeats one and throws it away.
+    """
+    every = [(name, at) for name, rows in sets.items() for at in range(len(rows))]
+    found = torch.zeros((len(every), 2), dtype=torch.float64, device=device)
+    with torch.no_grad(), measuring(model):
+        for begin in range(0, len(every), ranks * batch_rows):
+            mine = range(begin + rank * batch_rows, min(begin + (rank + 1) * batch_rows, len(every)))
+            batch = default_collate([sets[name][at] for name, at in ([every[i] for i in mine] or every[:1])])
+            batch = {key: values.to(device) for key, values in batch.items()}
+            total = losses(batch).double()
+            if len(mine):
+                found[mine.start : mine.stop, 0] = total
+                found[mine.start : mine.stop, 1] = (batch["labels"][:, 1:] != IGNORED).sum(1)
+    if ranks > 1:
+        all_reduce(found, ReduceOp.SUM)  # each row was written by one rank, so nothing depends on an order of sums
+    return _of_sets(found.cpu(), [name for name, _ in every])
+
+
+def _of_sets(found: Tensor, owners: Sequence[str]) -> dict[str, Measured]:
+    measured = {}
+    for name in dict.fromkeys(owners):
+        loss, tokens = found[torch.tensor([owner == name for owner in owners])].sum(0).tolist()
+        measured[name] = Measured(loss / tokens if tokens else 0.0, int(tokens))
+    return measured
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """In eval mode, and then as it was: the mode of every module, and the random numbers to come."""
+    modes = {module: module.training for module in model.modules()}
+    states = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # On a CPU a forward in eval mode packs 4-bit weights anew, and what is unpacked later are other weights.
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1])

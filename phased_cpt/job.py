@@ -1,0 +1,78 @@
+"""What the ranks are told of the phase that they train: one file, written by whoever conducts the run.
+
+conductor ─ <phase folder>/job.json ─ every rank, which looks up nothing else
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phased_cpt.config import from_record
+from phased_cpt.plan import PhasePlan, Plan, make_plan
+from phased_cpt.run_dir import RunDir, publish_file
+from phased_cpt.schedule import Prepared
+
+SMOKE_STEPS = 2
+SMOKE_EVAL_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a phase starts from, as folders to be read."""
+
+    base: str  # a folder; of random weights it is made by the ranks
+    shape: dict[str, Any] | None  # of the random weights
+    adapter: str | None
+    digest: str  # of it all
+
+
+@dataclass(frozen=True)
+class Job:
+    """One phase, with all that its ranks need."""
+
+    run_dir: str
+    signature: str  # of the run lock
+    attempt: int
+    config: dict[str, Any]  # as it was written
+    ranks: int
+    phase: str
+    fingerprint: str
+    prepared: dict[str, tuple[int, int]]  # blocks and trained tokens of an epoch of each phase
+    train: str  # the folder of its block index
+    evaluated: dict[str, str]  # the block index of each set of held-out rows
+    start: Start
+    deepspeed: dict[str, Any]  # filled
+    wandb_id: str | None = None
+    smoke: bool = False
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(Path(self.run_dir))
+
+    def plan(self) -> Plan:
+        """The plan of the run, as the conductor has it."""
+        prepared = {name: Prepared(*counts) for name, counts in self.prepared.items()}
+        plan = make_plan(from_record(self.config, str(self.run.ledger)), self.ranks, prepared)
+        return plan.smoke(SMOKE_STEPS) if self.smoke else plan
+
+    def phase_plan(self) -> PhasePlan:
+        return self.plan().phase(self.phase)
+
+    def write(self) -> Path:
+        path = self.run.root / self.phase_plan().folder / "job.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish_file(path, json.dumps(asdict(self), indent=1).encode())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        return cls.parse(path.read_text())
+
+    @classmethod
+    def parse(cls, text: str) -> "Job":
+        values = json.loads(text)
+        return cls(**values | {"start": Start(**values["start"])})
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))

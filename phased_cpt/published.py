@@ -1,0 +1,89 @@
+"""What a phase hands on: a folder of weights that says of itself what it is, and is believed only when its bytes agree.
+
+best_adapter/   adapter_model.safetensors   adapter_config.json   tokenizer   source.json, the marker: step, why, digest
+best_model/     the same of a phase that trained every weight
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phased_cpt.data.cache import file_digests, sha256_of
+from phased_cpt.errors import PhasedCptError
+from phased_cpt.ledger import Adapter, Weights
+from phased_cpt.ledger.fingerprint import digest_of
+
+MARKER = "source.json"
+FOLDERS = {"adapter": "best_adapter", "base": "best_model"}
+# What adapter_config.json says of places and of the program that wrote it, and not of the adapter.
+NOT_MEANT = ("base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version", "task_type")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where published weights come from."""
+
+    phase: str
+    fingerprint: str
+    kind: str
+    digest: str
+    step: int
+    steps: int
+    why: str
+    tokens: int
+    seconds: float
+    start: dict[str, Any] = field(default_factory=dict)  # the held-out figures before step 0, if there are any
+    end: dict[str, Any] = field(default_factory=dict)  # and those of what is published
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def weights_digest(folder: Path, memory: Path | None = None) -> str:
+    """Of the bytes of the weights and of what gives them their meaning; `memory` remembers what was hashed."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    if not files:
+        raise PhasedCptError(f"{folder}: no weights in it (*.safetensors)")
+    digests = file_digests(files, memory) if memory else [sha256_of(path) for path in files]
+    return digest_of([_meaning(folder), {path.name: each for path, each in zip(files, digests, strict=True)}])
+
+
+def _meaning(folder: Path) -> dict[str, Any]:
+    config = json.loads(
+        next(p for p in (folder / "adapter_config.json", folder / "config.json") if p.exists()).read_text()
+    )
+    config = {key: value for key, value in config.items() if key not in NOT_MEANT and value is not None}
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
+    return config
+
+
+def read_source(phase_folder: Path) -> tuple[Path, Source] | None:
+    """What a phase has published, if it has."""
+    for name in FOLDERS.values():
+        try:
+            values = json.loads((phase_folder / name / MARKER).read_bytes())
+            return phase_folder / name, Source(**values)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError):
+            raise PhasedCptError(f"{phase_folder / name / MARKER}: damaged; train the phase again") from None
+    return None
+
+
+def published_weights(root: Path, phase_folder: str, fingerprint: str, start: Weights) -> Weights | None:
+    """What the phase of this fingerprint has published, reopened and hashed; None if it has not."""
+    found = read_source(root / phase_folder)
+    if found is None or found[1].fingerprint != fingerprint:
+        return None
+    folder, source = found
+    digest = weights_digest(folder)
+    if digest != source.digest:
+        raise PhasedCptError(f"{folder}: the weights are not what was published; train the phase again")
+    place = str(folder.relative_to(root))
+    if source.kind == "base":
+        return Weights(kind="base", base=digest, folder=place)
+    return Weights(
+        kind="adapter", base=start.base, folder=start.folder, adapters=(Adapter(digest=digest, folder=place),)
+    )

@@ -1,0 +1,71 @@
+"""The weights that are trained, in fp32: taken out of DeepSpeed's partitions, and put there to the bit.
+
+DeepSpeed keeps an fp32 master of each trained weight, in parts over the ranks, and the model computes with a copy in
+bf16. What a phase publishes are the masters, and what the next one starts from are these masters again: an engine that
+makes new ones of the rounded copy, as ZeRO-2 does, has others from the first step on.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from torch import Tensor, nn
+
+Masters = dict[str, Tensor]
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights that learn, in the order of the model."""
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def before_the_engine(model: nn.Module) -> Masters:
+    """The first weights as they were drawn or loaded; without those that ZeRO-3 holds in parts already."""
+    return {name: weight.detach().float().cpu().clone() for name, weight in trained(model) if not _in_parts(weight)}
+
+
+def _in_parts(weight: nn.Parameter) -> bool:
+    return hasattr(weight, "ds_id")
+
+
+def master_of(weight: nn.Parameter) -> Tensor:
+    """The whole master of a weight. Collective."""
+    master: Tensor | None = safe_get_full_fp32_param(weight)
+    if master is None:
+        raise RuntimeError("the engine has no fp32 master of a trained weight; ZeRO-2 and ZeRO-3 have")
+    return master.detach().view(getattr(weight, "ds_shape", weight.shape))
+
+
+def put_back(model: nn.Module, masters: Masters) -> int:
+    """Make the engine's masters equal to these, and say how many were not. Collective."""
+    changed = 0
+    for name, weight in trained(model):
+        wanted = masters.get(name)
+        if wanted is None:
+            continue
+        held = master_of(weight)
+        if not torch.equal(held.cpu(), wanted):
+            safe_set_full_fp32_param(weight, wanted.to(held.device))
+            changed += 1
+    return changed
+
+
+def bit_sums(model: nn.Module) -> dict[str, int]:
+    """A number of each master that every change of it changes. Collective."""
+    return {name: bit_sum(master_of(weight)) for name, weight in trained(model)}
+
+
+def bit_sum(tensor: Tensor) -> int:
+    """The bits of a tensor in fp32, added up as integers, each weighed by its place."""
+    bits = tensor.float().contiguous().view(torch.int32).flatten().to(torch.int64)
+    return int((bits * (torch.arange(len(bits), device=bits.device) % 65521 + 1)).sum())
+
+
+def gathered(model: nn.Module, keep: bool) -> Masters:
+    """Every master on the CPU, for the ranks that keep them. Collective."""
+    found = {}
+    for name, weight in trained(model):
+        master = master_of(weight)
+        if keep:
+            found[name] = master.float().cpu().clone()
+    return found

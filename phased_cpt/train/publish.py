@@ -1,0 +1,115 @@
+"""Weights are made visible: written beside, reopened and checked tensor by tensor, named by their digest, renamed.
+
+masters ─ .best_adapter.building/ ─ every tensor as it should be? ─ source.json ─ best_adapter/
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from phased_cpt.errors import PhasedCptError
+from phased_cpt.model.adapter import base_of
+from phased_cpt.published import FOLDERS, MARKER, Source
+from phased_cpt.run_dir import publish_file, sync_folder
+from phased_cpt.train.masters import Masters, bit_sum
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def write_weights(model: nn.Module, masters: Masters, folder: Path) -> None:
+    """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases."""
+    folder.mkdir(parents=True)
+    if isinstance(model, PeftModel):
+        config = model.peft_config[model.active_adapter]
+        saved = get_peft_model_state_dict(model, state_dict=masters, save_embedding_layers=False)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in saved.items()}, folder / ADAPTER_FILE, {"format": "pt"}
+        )
+        before, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(str(folder))
+        config.inference_mode = before
+        base_of(model).config.save_pretrained(str(folder))
+    else:
+        base = base_of(model)
+        weights = {name for name, _ in base.named_parameters()}
+        others = {
+            name: each for name, each in base.state_dict().items() if name not in weights and name not in _tied(base)
+        }
+        precision, base.config.dtype = base.config.dtype, torch.float32
+        base.save_pretrained(str(folder), state_dict={**others, **masters})
+        base.config.dtype = precision
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~_umask())  # safetensors and PEFT write for their owner alone
+
+
+def _tied(base: nn.Module) -> set[str]:
+    """Second names of weights that have one already."""
+    every = dict(base.named_parameters(remove_duplicate=False))
+    return every.keys() - dict(base.named_parameters()).keys()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def require_sound(folder: Path, expected: Mapping[str, tuple[int, ...]], first: Mapping[str, int]) -> None:
+    """What is on disk is what was trained: every name and shape, nothing empty, nothing infinite, all of it learnt."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} was not expected" for name in found if name not in expected]
+    for name, tensor in found.items():
+        if name in expected and tuple(tensor.shape) != expected[name]:
+            wrong.append(f"{name} is {list(tensor.shape)}, not {list(expected[name])}")
+        if not tensor.numel():
+            wrong.append(f"{name} is empty")
+        elif not torch.isfinite(tensor).all():
+            wrong.append(f"{name} is not finite")
+        elif name in first and bit_sum(tensor) == first[name]:
+            wrong.append(f"{name} has not changed")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise PhasedCptError(f"{folder}: not published: {'; '.join(wrong[:3])}{more}")
+
+
+def saved_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """The name on disk of each trained weight."""
+    if not isinstance(model, PeftModel):
+        return {name: name for name in names}
+    places = {name: torch.tensor(at) for at, name in enumerate(names)}
+    saved = get_peft_model_state_dict(model, state_dict=places, save_embedding_layers=False)
+    return {names[int(at)]: name for name, at in saved.items()}
+
+
+def publish(written: Path, phase_folder: Path, source: Source) -> Path:
+    """The marker, and then the name; what an earlier attempt may have left there gives way."""
+    (written / MARKER).write_text(source.text())
+    for path in written.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(written)
+    for name in FOLDERS.values():
+        if (phase_folder / name).exists():
+            shutil.rmtree(phase_folder / name)
+    target = phase_folder / FOLDERS[source.kind]
+    os.replace(written, target)
+    sync_folder(phase_folder)
+    return target
+
+
+def eval_final(phase_folder: Path, facts: dict[str, Any]) -> None:
+    """What the published weights lose on the held-out documents."""
+    publish_file(phase_folder / "eval_final.json", (json.dumps(facts, indent=2) + "\n").encode())

@@ -1,0 +1,110 @@
+"""The Trainer, with three things of its own: the learning rate of the plan, the loss over all tokens of a batch, and
+random numbers that depend on the row alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ReduceOp, all_reduce
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from phased_cpt.data.blocks import IGNORED, Blocks
+from phased_cpt.data.chunks import Integers
+from phased_cpt.data.mixing import seed_of
+from phased_cpt.errors import Diverged
+from phased_cpt.schedule import Schedule
+from phased_cpt.train.rows import Batch, Rows
+
+EMPTY = -1  # in the order: a row without a label, which fills up the last batch
+
+
+class TrainedRows(Dataset[Batch]):
+    """The rows of a phase in the order in which they are trained, each with its place in it."""
+
+    def __init__(self, blocks: Blocks, order: Integers) -> None:
+        self.rows, self.order = Rows(blocks), order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> Batch:
+        block = int(self.order[place])
+        row = self.rows[max(block, 0)]
+        if block == EMPTY:
+            row["labels"] = torch.full_like(row["labels"], IGNORED)
+        return row | {"place": torch.tensor(place)}
+
+
+class PhaseTrainer(Trainer):
+    """One phase."""
+
+    def __init__(
+        self,
+        *,
+        losses: Callable[[Batch], Tensor],
+        schedule: Schedule,
+        seed: tuple[str | int, ...],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.losses, self.schedule, self.seed = losses, schedule, seed
+        self.model_accepts_loss_kwargs = True  # the tokens of the whole batch are counted, and the loss divided by them
+        self.step_tokens = 0
+        self._doubtful: list[tuple[list[int], Tensor]] = []
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """A function of the steps that are done, so that nothing bends it."""
+        if self.lr_scheduler is None:
+            schedule, optimizer = self.schedule, optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = LambdaLR(optimizer, lambda done: schedule.rate(done) / schedule.peak)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The rows' share of the mean over all trained tokens of the global batch; DeepSpeed averages over ranks."""
+        places = inputs["place"].tolist()
+        self._seed(places[0])
+        assert num_items_in_batch is not None
+        loss = self.losses(inputs).sum() * (self.args.world_size / num_items_in_batch)
+        self.step_tokens = int(num_items_in_batch)
+        self._require_finite(places, loss.detach())
+        return loss
+
+    def _seed(self, place: int) -> None:
+        """Dropout depends on the rows and the step: not on ranks, evaluations or where the run was stopped."""
+        torch.manual_seed(seed_of(*self.seed, self.state.global_step, place))
+
+    def _require_finite(self, places: list[int], loss: Tensor) -> None:
+        """Looked at once a step, before its last backward, which is where DeepSpeed would update the weights."""
+        self._doubtful.append((places, loss))
+        if not self.accelerator.sync_gradients:
+            return
+        doubtful, self._doubtful = self._doubtful, []
+        bad = torch.stack([~torch.isfinite(each) for _, each in doubtful])
+        worst = bad.any().int()
+        if self.args.world_size > 1:
+            all_reduce(worst, ReduceOp.MAX)
+        if worst.item():
+            self._tell_who(doubtful, bad)
+
+    def _tell_who(self, doubtful: list[tuple[list[int], Tensor]], bad: Tensor) -> None:
+        rows = [place for (places, _), is_bad in zip(doubtful, bad.tolist(), strict=True) if is_bad for place in places]
+        everyone: list[Any] = [rows]
+        if self.args.world_size > 1:
+            everyone = [None] * self.args.world_size
+            torch.distributed.all_gather_object(everyone, rows)
+        dataset = self.train_dataset
+        assert isinstance(dataset, TrainedRows)
+        blocks = sorted({int(dataset.order[place]) for part in everyone for place in part})
+        raise Diverged(self.state.global_step + 1, blocks)

@@ -1,0 +1,175 @@
+"""What happens around the steps of a phase: checks, evaluations, the best weights, and a line for the sinks.
+
+begin  masters to the bit ─ loss and isolation looked at ─ evaluated before step 0
+step   every weight reached and moved? ─ a line ─ evaluated where it is due ─ best kept ─ patience
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from transformers import TrainerCallback
+
+from phased_cpt.errors import Diverged
+from phased_cpt.evals.heldout import Measured
+
+SMOOTHED_STEPS = 20  # over which the speed is told
+
+
+class Listener(Protocol):
+    """Whoever writes what is told: rank 0 has sinks, the others nobody."""
+
+    def train(self, line: dict[str, Any]) -> None: ...
+
+    def evaluated(self, line: dict[str, Any]) -> None: ...
+
+    def tell(self, message: str) -> object: ...
+
+
+class Nobody:
+    """No rank but the first writes."""
+
+    def train(self, line: dict[str, Any]) -> None:
+        pass
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        pass
+
+    def tell(self, message: str) -> None:
+        pass
+
+
+@dataclass
+class Best:
+    """The best weights so far, by their held-out loss."""
+
+    step: int
+    loss: float
+    worse_since: int = 0  # evaluations
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a phase goes, in plain numbers."""
+
+    phase: str
+    steps: int
+    evaluated_at: frozenset[int]  # besides step 0
+    main_set: str | None  # whose loss decides; None without held-out documents
+    patience: int | None
+    rows_per_step: int
+    blocks: int
+    later_steps: float  # of the phases to come, each weighed by its positions against this one's
+
+
+@dataclass
+class Watch(TrainerCallback):
+    """One phase, watched. The functions are collective: every rank calls them at the same steps."""
+
+    course: Course
+    listener: Listener
+    at_begin: Callable[[], None]  # once the engine is there
+    evaluate: Callable[[], dict[str, Measured]]
+    check: Callable[[int], None]  # after a step: weights reached and moved
+    keep_best: Callable[[int], None]
+    tokens_of_step: Callable[[], int]
+    utilisation: Callable[[float], dict[str, float]]  # from tokens a second
+    fp16: bool = False
+    best: Best | None = None
+    measured: dict[int, dict[str, Measured]] = field(default_factory=dict)
+    tokens_seen: int = 0
+    stopped_early: bool = False
+    _step_began: float = 0.0
+    _recent: list[tuple[float, int]] = field(default_factory=list)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.at_begin()
+        self._before_step_0()
+
+    def _before_step_0(self) -> None:
+        if self.course.main_set is None:
+            self.listener.tell(
+                f"{self.course.phase}: no held-out documents, so nothing is measured; the last weights are published"
+            )
+            return
+        started = time.monotonic()
+        self._evaluate(0)
+        seconds = time.monotonic() - started
+        self.listener.tell(f"{self.course.phase}: evaluated before step 0 in {seconds:.1f} s")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._step_began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        step = state.global_step
+        self.tokens_seen += self.tokens_of_step()
+        self._recent = [
+            *self._recent[1 - SMOOTHED_STEPS :],
+            (time.monotonic() - self._step_began, self.tokens_of_step()),
+        ]
+        self.check(step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
+        """The Trainer has the loss of a step now; what is due at it comes behind its line."""
+        if not logs or "loss" not in logs:
+            return
+        step = state.global_step
+        self.listener.train(self._line(step, logs))
+        gradient = logs.get("grad_norm")
+        if gradient is not None and not abs(gradient) < float("inf") and not self.fp16:
+            raise Diverged(step, (), "the gradient")
+        if step in self.course.evaluated_at and self.course.main_set is not None:
+            self._evaluate(step)
+            self._judge(step)
+            control.should_training_stop |= self.stopped_early
+
+    def _line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+        seconds = sum(each for each, _ in self._recent)
+        a_step, speed = seconds / len(self._recent), sum(tokens for _, tokens in self._recent) / seconds
+        left = self.course.steps - step
+        return {
+            "ts": _now(),
+            "phase": self.course.phase,
+            "step": step,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs["learning_rate"],
+            "epoch": round(step * self.course.rows_per_step / self.course.blocks, 4),
+            "progress_pct": round(100 * step / self.course.steps, 2),
+            "eta_seconds": round(left * a_step, 1),
+            "curriculum_eta_seconds": round((left + self.course.later_steps) * a_step, 1),
+            "tokens_seen": self.tokens_seen,
+            "tokens_per_second": round(speed, 1),
+            **self.utilisation(speed),
+        }
+
+    def _evaluate(self, step: int) -> None:
+        self.measured[step] = self.evaluate()
+        for name, found in self.measured[step].items():
+            self.listener.evaluated({"ts": _now(), "phase": self.course.phase, "step": step} | told(name, found))
+
+    def _judge(self, step: int) -> None:
+        """Whether these are the best weights so far, and whether there is any hope left."""
+        loss = self.measured[step][self.course.main_set or ""].loss
+        if self.best is None or loss < self.best.loss:
+            self.best = Best(step, loss)
+            self.keep_best(step)
+            return
+        self.best.worse_since += 1
+        if self.course.patience and self.best.worse_since >= self.course.patience and step < self.course.steps:
+            self.stopped_early = True
+            since = (
+                f"{self.best.worse_since} evaluations without a loss below {self.best.loss:.4f} (step {self.best.step})"
+            )
+            self.listener.tell(f"{self.course.phase}: stopped at step {step}: {since}")
+
+
+def told(name: str, found: Measured) -> dict[str, Any]:
+    """A measurement in the words of eval.jsonl."""
+    return {"dataset": name, "eval_loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
