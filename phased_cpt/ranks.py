@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from phased_cpt.errors import Diverged, PhasedCptError
 from phased_cpt.job import Job
-from phased_cpt.launchers.commands import free_port, shared
+from phased_cpt.launchers import free_port, shared
 from phased_cpt.train.engine import Rank, die_with_the_parent, join, quiet
 from phased_cpt.worker import train_phase
 

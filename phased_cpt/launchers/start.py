@@ -35,7 +35,7 @@ def launched(commands: Sequence[Command], logs: Path) -> None:
     finally:
         _end(processes)
     if failed is not None:
-        raise _failure(commands[failed], failed, processes[failed].returncode, logs)
+        raise failure_of(failed, processes[failed].returncode, logs, commands[failed].log)
 
 
 def _watched(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -82,17 +82,16 @@ def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
         return
 
 
-def _failure(command: Command, rank: int, code: int, logs: Path) -> PhasedCptError:
+def failure_of(process: int, code: int, logs: Path, log: Path | None) -> PhasedCptError:
     """What a rank has left word of; else how the first of them ended, and the end of its log."""
     if words := _words(logs):
         error = PhasedCptError(words[0]["message"])
         error.exit_code = words[0]["exit_code"]
         return error
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    log = command.log
     lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log and log.exists() else []
     shown = "".join(f"\n    {line}" for line in lines)
-    return PhasedCptError(f"process {rank} of the job {how}; its output is in {log or 'the lines above'}{shown}")
+    return PhasedCptError(f"process {process} of the job {how}; its output is in {log or 'the lines above'}{shown}")
 
 
 def _words(logs: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,162 @@
+"""Ranks in a second: a process that has imported everything, and forks ranks which run what they are told.
+
+pytest (no torch) ─ a line of JSON ─→ zygote (torch, transformers, deepspeed) ─ fork ─→ rank 0, rank 1, …
+                  ←─ exit codes ────                                          result of rank 0 in a file
+
+A launched job takes ten seconds here, nearly all of them imports; this takes one. It does not test the launchers.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phased_cpt.job import Job
+from phased_cpt.launchers import Environment, free_port, shared
+from phased_cpt.launchers.start import failure_of
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEADLINE_SECONDS = 240.0  # a hang must not eat the whole of CI
+
+
+class Zygote:
+    """The process, seen from pytest."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, **shared(2), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.zygote"], env=environment, cwd=REPOSITORY,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ranks(self, program: str, arguments: list[Any], ranks: int, logs: Path, **environment: str) -> list[int]:
+        """Run module:function in so many ranks; returns their exit codes."""
+        logs.mkdir(parents=True, exist_ok=True)
+        order = {"program": program, "arguments": arguments, "ranks": ranks, "logs": str(logs), "more": environment}
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(order | {"cwd": str(Path.cwd())}) + "\n")
+        self._process.stdin.flush()
+        codes: list[int] = json.loads(self._process.stdout.readline())
+        return codes
+
+    def call(self, program: str, *arguments: Any, ranks: int = 1, folder: Path) -> Any:
+        """What module:function returns in rank 0."""
+        result = folder / "result.json"
+        result.unlink(missing_ok=True)
+        codes = self.ranks("tests.zygote:_keep", [program, list(arguments), str(result)], ranks, folder)
+        assert not any(codes), "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("rank*.log")))
+        return json.loads(result.read_text())
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@dataclass(frozen=True)
+class ForkedJobs:
+    """The first door, without the imports."""
+
+    zygote: Zygote
+    ranks: int = 2
+
+    def train(self, job: Job) -> None:
+        path = job.write()
+        logs = path.parent / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        for left in logs.glob("failed-*.json"):
+            left.unlink()
+        codes = self.zygote.ranks("phased_cpt.worker:main", [[str(path)]], self.ranks, logs)
+        if any(codes):
+            failed = next(at for at, code in enumerate(codes) if code)
+            raise failure_of(failed, codes[failed], logs, logs / f"rank{failed}.log")
+
+
+# In the zygote ---------------------------------------------------------------------------------------------------------
+
+
+def _keep(program: str, arguments: list[Any], result: str) -> None:
+    found = _function(program)(*arguments)
+    if os.environ["RANK"] == "0":
+        Path(result).write_text(json.dumps(found))
+
+
+def _function(program: str) -> Any:
+    module, _, name = program.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _rank(order: dict[str, Any], rank: int, environment: Environment) -> None:
+    """A forked child, which never returns."""
+    code = 1
+    try:
+        os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | order["more"]
+        log = os.open(f"{order['logs']}/rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(order["cwd"])
+        _function(order["program"])(*order["arguments"])
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(order: dict[str, Any]) -> list[int]:
+    ranks = order["ranks"]
+    environment = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            _rank(order, rank, environment)
+        children.append(child)
+    return _codes(children)
+
+
+def _codes(children: list[int]) -> list[int]:
+    """As a launcher does: when one fails, or nothing moves any more, the others are ended."""
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(codes) < len(children):
+        for child in (child for child in children if child not in codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) or time.monotonic() > deadline:
+            time.sleep(0.3)  # the others may have something to say
+            for child in (child for child in children if child not in codes):
+                os.kill(child, signal.SIGKILL)
+                codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    import phased_cpt.ranks
+    import phased_cpt.worker
+
+    for line in sys.stdin:
+        codes = _run(json.loads(line))
+        answers.write(json.dumps(codes) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
