@@ -39,6 +39,7 @@ from phased_cpt.tables import (
     status_table,
     summary_facts,
     summary_table,
+    trained_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ config_app = typer.Typer(
     help="The configuration: its schema, and what it resolves to.",
 )
 app.add_typer(config_app, name="config")
+tokenizer_app = typer.Typer(
+    no_args_is_help=True, context_settings=_HELP_OPTIONS, help="A tokenizer of one's own, for a model from scratch."
+)
+app.add_typer(tokenizer_app, name="tokenizer")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("-c", "--config", help="YAML or JSON file, or the name of a shipped one.")
@@ -242,6 +247,24 @@ def config_show(
 def config_schema() -> None:
     """Print the JSON Schema of a configuration, for editors."""
     _print(schema())
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCES...", help="Files, folders or globs, as a phase names them.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the tokenizer; it must hold none yet.")],
+    vocabulary: Annotated[int, typer.Option(help="Entries: 260 or more; 4096 for a small model.")],
+    text_field: Annotated[str, typer.Option(metavar="FIELD", help="Field of the text, as data.text_field.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train a byte-level BPE on texts: any text comes back as it was, and prepare and transformers read it."""
+    from phased_cpt.data.train_tokenizer import train_tokenizer
+    from phased_cpt.progress import Bar
+
+    facts = train_tokenizer(sources, output.expanduser(), vocabulary, text_field=text_field, tell=Bar().tell)
+    _print(facts if as_json else trained_tokenizer(facts))
 
 
 def _plan(config: Path | None, overrides: list[str] | None, run_dir: Path | None) -> Plan:

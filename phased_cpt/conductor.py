@@ -16,16 +16,26 @@ from typing import Any, Protocol
 
 from phased_cpt import deepspeed_file
 from phased_cpt.bases import Base, find_base
-from phased_cpt.config import Loaded
+from phased_cpt.config import Loaded, RunConfig, from_objects, load
 from phased_cpt.config.allowed import nearest
 from phased_cpt.data.prepare import cache_folder, prepare
 from phased_cpt.data.prepared import PreparedRun
 from phased_cpt.data.tokenizer import Tokenizer
-from phased_cpt.data.watch import Watcher
+from phased_cpt.data.watch import Unwatched, Watcher
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.job import SMOKE_STEPS, Job, Start
 from phased_cpt.launchers import LAUNCHERS, gpus_here, launched, ranks_here
-from phased_cpt.ledger import Inputs, Ledger, Weights, require_no_ranks, run_lock
+from phased_cpt.ledger import (
+    Inputs,
+    Ledger,
+    Weights,
+    choose_run_dir,
+    next_archive,
+    read_record,
+    reconcile,
+    require_no_ranks,
+    run_lock,
+)
 from phased_cpt.ledger.fingerprint import fingerprint_of
 from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
 from phased_cpt.published import published_weights, read_source
@@ -63,6 +73,10 @@ class LaunchedJobs:
         return cls(launch.launcher, ranks_here(launch.num_gpus))
 
     def train(self, job: Job) -> None:
+        if self.launcher not in LAUNCHERS:
+            raise InputError(
+                f"launch.launcher: {self.launcher} trains in the process that is called; use the command line"
+            )
         path = job.write()
         launched(LAUNCHERS[self.launcher](path, self.ranks), path.parent / "logs")
 
@@ -77,9 +91,18 @@ class Outcome:
     finished: bool
 
 
+def train(config: RunConfig | Path | str, *, new: bool = False, wanted: Wanted | None = None) -> Outcome:
+    """A run from Python: a configuration, or the path of one; the processes of each phase are started as ever."""
+    loaded = from_objects(config) if isinstance(config, RunConfig) else load(Path(config).expanduser())
+    plan = make_plan(loaded)
+    run_dir = choose_run_dir(plan, new=new)
+    return conduct(plan, run_dir, LaunchedJobs.of(plan), wanted or Wanted(), Unwatched(), lambda prepared, plan: None)
+
+
 def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look) -> Outcome:
     """Bring a run to its end, or as far as is wanted."""
     _require_phases(plan, wanted)
+    _require_goes_on(run_dir, plan, wanted)
     prepared = prepare(plan, watcher)
     plan = _with_data(plan, prepared, door.ranks, wanted.smoke)
     base = find_base(plan, run_dir.root.resolve(), cache_folder(plan))
@@ -194,6 +217,15 @@ def _require_phases(plan: Plan, wanted: Wanted) -> None:
         raise InputError(f"--from {wanted.first} comes after --until {wanted.last}; nothing lies between them")
     if merged := [phase.name for phase in plan.phases[:-1] if phase.phase.handover == "merge"]:
         raise InputError(f"phases.{merged[0]}.handover: this version does not merge between phases yet; take it out")
+
+
+def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> None:
+    """What the ledger will refuse anyway is refused before the data is made."""
+    record = read_record(run_dir)
+    if record is not None:
+        reconcile(record, plan, wanted.redo_from, next_archive(run_dir))
+    elif wanted.redo_from is not None:
+        raise InputError("--redo-from: no run has begun yet that could be redone; leave it out")
 
 
 def _index(plan: Plan, name: str | None, otherwise: int) -> int:

@@ -56,7 +56,7 @@ def test_what_is_typed_becomes_a_verb_and_its_options(typed: str, meant: str) ->
 def test_a_verb_that_is_not_there_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError,
-        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, prepare, status, config; -h explains them\)",
+        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, prepare, status, config, tokenizer; -h explains them\)",
     ):
         normalise(["stauts"], get_command(app))
 
@@ -66,7 +66,10 @@ def verbs(group: TyperGroup, path: str = "") -> Iterator[str]:
         yield from verbs(verb, f"{name} ") if isinstance(verb, TyperGroup) else [path + name]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in verbs(get_command(app)) if verb != "config schema"])
+NO_RUN = ("config schema", "tokenizer train")  # are about no run
+
+
+@pytest.mark.parametrize("verb", [verb for verb in verbs(get_command(app)) if verb not in NO_RUN])
 def test_every_verb_takes_the_same_three_options(call: Call, verb: str) -> None:
     help_text = call(*verb.split(), "--help").out
     assert all(option in help_text for option in ("--config", "--set", "--run-dir"))
@@ -203,13 +206,15 @@ def test_a_dry_run_says_where_it_would_write_and_writes_nothing(write: Write, ca
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_a_run_prepares_its_data_and_says_honestly_that_it_cannot_train_yet(
+def test_what_cannot_be_trained_is_refused_before_a_run_begins(
     write: Write, call: Call, config: Callable[..., Path]
 ) -> None:
+    """The data is prepared, and found again; no run folder is left."""
     write('{"text": "one"}\n{"text": "two"}\n', "a.jsonl")
-    answer = call("-c", str(config("a.jsonl")))
-    assert answer.code == 1
-    assert "the data is prepared; this version does not train yet, and no run has begun" in answer.err
+    write('{"zero_optimization": {"stage": 1}}', "mine.json")
+    answer = call("-c", str(config("a.jsonl")), "--set", "training.deepspeed=mine.json")
+    assert answer.code == 2
+    assert "mine.json: zero_optimization.stage is 1" in answer.err
     assert "from the cache" in call("prepare", "-c", "run.json").out
     assert [path.name for path in Path("outputs").iterdir()] == ["cache"]
 

@@ -149,8 +149,6 @@ def _codes(children: list[int]) -> list[int]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
-    import phased_cpt.ranks
-    import phased_cpt.worker
 
     for line in sys.stdin:
         codes = _run(json.loads(line))

@@ -93,7 +93,7 @@ def token_store(source: Source, backend: str, shop: Workshop) -> TokenStore:
         facts, cached = make_once(shop.cache / "tokens" / key, build, shop.watcher.tell)
         require_unchanged()
         shop.seen[key] = facts
-    facts = facts | {"problems": _told(source, facts["problems"])}
+    facts = facts | {"problems": told_problems(source, facts["problems"])}
     _judge(source, facts)
     return TokenStore(source.name, shop.cache / "tokens" / key, facts, cached, time.monotonic() - started)
 
@@ -114,7 +114,7 @@ def _built(beside: Path, source: Source, wanted: str, shop: Workshop) -> Facts:
 def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
     """Every piece in order, whoever has done it."""
     total, slow, lengths, digests = Reading(), 0, [np.empty(0, np.int64)], []
-    numbers = _LineNumbers(work.source)
+    numbers = LineNumbers(work.source)
     with (beside / "ids.bin").open("wb") as file:
         for result in tokenised_pieces(work, shop.workers, beside):
             file.write(result.ids)  # type: ignore[arg-type] # unlike its own tofile, this says that a disk is full
@@ -128,7 +128,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
             shop.watcher.advance(result.piece.weight)
     numbers.close(total)
     if total.bad and not work.source.skip_bad:
-        raise _bad_records(work.source, total.bad, total.documents, _told(work.source, numbers.problems))
+        raise _bad_records(work.source, total.bad, total.documents, told_problems(work.source, numbers.problems))
     offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
     np.save(beside / "offsets.npy", offsets)
     np.save(beside / "digests.npy", np.frombuffer(b"".join(digests), "<u8"))
@@ -146,7 +146,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
     }
 
 
-class _LineNumbers:
+class LineNumbers:
     """Problems know their line in a piece; here they get the one in the file. An empty file is a problem, too."""
 
     def __init__(self, source: Source) -> None:
@@ -182,7 +182,7 @@ class _LineNumbers:
             self.problems.append(list(problem))
 
 
-def _told(source: Source, problems: Sequence[Sequence[Any]]) -> list[str]:
+def told_problems(source: Source, problems: Sequence[Sequence[Any]]) -> list[str]:
     """By the names that the files have today: what is wrong with them may have been found under others."""
     places = [f"{source.files[at].path}" + (f":{line}" if line else "") for at, line, *_ in problems]
     return [str(Problem(field, why, place)) for place, (_, _, field, why) in zip(places, problems, strict=True)]

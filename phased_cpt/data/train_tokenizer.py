@@ -26,7 +26,7 @@ from phased_cpt.data.files import find_files, pieces_of
 from phased_cpt.data.piecework import Result, Source
 from phased_cpt.data.render import Rendering
 from phased_cpt.data.tokenizer import HUB_FILES, Tokenizer, load_tokenizer
-from phased_cpt.data.tokens import _LineNumbers, _told
+from phased_cpt.data.tokens import LineNumbers, told_problems
 from phased_cpt.errors import InputError
 from phased_cpt.run_dir import publish_file
 
@@ -244,7 +244,7 @@ class _Corpus:
 
 def _documents(source: Source) -> Iterator[str]:
     """As `prepare` reads them; all that is bad in a source is told at its end, and then nothing is trained."""
-    total, numbers, none = Reading(), _LineNumbers(source), np.empty(0, np.int64)
+    total, numbers, none = Reading(), LineNumbers(source), np.empty(0, np.int64)
     for piece in pieces_of(source.files, source.max_line_bytes):
         reading = Reading()
         for found in read_documents(source.files, piece, source.rendering, source.max_line_bytes, NOBODY, reading):
@@ -252,7 +252,7 @@ def _documents(source: Source) -> Iterator[str]:
         numbers.add(Result(piece, none, none, b"", reading, 0, None), total)
     numbers.close(total)
     if total.bad:
-        raise _bad_records(source, total, _told(source, numbers.problems))
+        raise _bad_records(source, total, told_problems(source, numbers.problems))
     if not total.documents:
         raise InputError(f"{source.name}: no document to train on; all its texts are empty")
 

@@ -4,4 +4,14 @@ from phased_cpt.launchers.commands import LAUNCHERS, Command, Environment, Launc
 from phased_cpt.launchers.machine import gpus_here, ranks_here
 from phased_cpt.launchers.start import launched
 
-__all__ = ["LAUNCHERS", "Command", "Environment", "Launcher", "free_port", "gpus_here", "launched", "ranks_here", "shared"]
+__all__ = [
+    "LAUNCHERS",
+    "Command",
+    "Environment",
+    "Launcher",
+    "free_port",
+    "gpus_here",
+    "launched",
+    "ranks_here",
+    "shared",
+]

@@ -1,5 +1,7 @@
 """Commands and environment of the ranks of a job, for each way to start them."""
 
+import base64
+import json
 import os
 import socket
 import sys
@@ -7,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phased_cpt.launchers.machine import gpus_here
+from phased_cpt.launchers.machine import gpus_here, names_of_gpus
 
 WORKER = "phased_cpt.worker"
 Environment = dict[str, str]
@@ -17,6 +19,7 @@ Environment = dict[str, str]
 class Command:
     """One process to start; without a log it writes where its parent does."""
 
+    name: str  # for messages
     words: list[str]
     environment: Environment = field(default_factory=dict)
     log: Path | None = None
@@ -31,6 +34,7 @@ def local(job: Path, ranks: int) -> list[Command]:
     words = [sys.executable, "-m", WORKER, str(job)]
     return [
         Command(
+            f"rank {rank}",
             words,
             shared(ranks)
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
@@ -42,15 +46,20 @@ def local(job: Path, ranks: int) -> list[Command]:
 
 
 def deepspeed(job: Path, ranks: int) -> list[Command]:
-    """DeepSpeed's own launcher."""
-    words = [sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={ranks}", f"--master_port={free_port()}"]
-    return [Command([*words, "--module", WORKER, str(job)], shared(ranks))]
+    """DeepSpeed's own launcher: the part of it that starts the ranks of one machine.
+
+    `deepspeed --num_gpus=N` in front of it would take the first N GPUs, whatever CUDA_VISIBLE_DEVICES says.
+    """
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": names_of_gpus(ranks)}).encode()).decode()
+    words = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", f"--master_port={free_port()}"]
+    passed_on = ["--module", "--no_local_rank", "--quiet", WORKER, str(job)]
+    return [Command("the deepspeed launcher", [*words, *passed_on], shared(ranks))]
 
 
 def torchrun(job: Path, ranks: int) -> list[Command]:
     """PyTorch's launcher."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return [Command([*words, "-m", WORKER, str(job)], shared(ranks))]
+    return [Command("torchrun", [*words, "-m", WORKER, str(job)], shared(ranks))]
 
 
 LAUNCHERS: dict[str, Launcher] = {"local": local, "deepspeed": deepspeed, "torchrun": torchrun}
@@ -62,9 +71,13 @@ def shared(ranks: int) -> Environment:
     environment = {"PATH": f"{here}:{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
     if not gpus_here():
         environment |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-        environment |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        environment |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_of_a_rank(ranks)))}
     return environment
+
+
+def threads_of_a_rank(ranks: int) -> int:
+    """On a CPU, of so many ranks on this machine; ranks that take each other's cores wait for each other, spinning."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """What a person sees, and the same facts for a program."""
 
-from phased_cpt.tables.data import prepared_facts, prepared_table
+from phased_cpt.tables.data import prepared_facts, prepared_table, trained_tokenizer
 from phased_cpt.tables.plan import config_facts, plan_facts, plan_table
 from phased_cpt.tables.status import status_facts, status_table
 from phased_cpt.tables.summary import outcome_line, summary_facts, summary_table
@@ -18,4 +18,5 @@ __all__ = [
     "status_table",
     "summary_facts",
     "summary_table",
+    "trained_tokenizer",
 ]

@@ -77,6 +77,13 @@ def _store_facts(store: TokenStore) -> dict[str, Any]:
     return {"path": store.name, "folder": str(store.folder), **store.facts}
 
 
+def trained_tokenizer(facts: dict[str, Any]) -> str:
+    """What came of `tokenizer train`, in a line."""
+    read = f"{facts['documents']:,} documents ({facts['bytes'] / 1e6:,.1f} MB)"
+    found = f"{facts['vocabulary']:,} entries from {read}, {facts['bytes_per_token']:.2f} bytes a token"
+    return f"{facts['output']}: {found}, {facts['seconds']:.1f} s\n"
+
+
 def prepared_table(run: PreparedRun) -> RenderableType:
     """The data on one screen: a row for each side of each phase, its sources, and what is worth knowing about them."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))

@@ -16,11 +16,6 @@ from tests.conftest import REPOSITORY
 # Keys that nothing reads yet, by the work that will read them. A key leaves this list when its reader lands: the test
 # below fails for a key that is read and still listed, and for one that is neither read nor listed.
 AWAITED = {
-    "train": "model.precision model.attention model.use_4bit model.bnb_4bit_quant_storage "
-    "model.trust_remote_code lora.dropout lora.target_modules training.optimizer training.weight_decay "
-    "training.max_grad_norm training.loss training.gradient_checkpointing training.deepspeed "
-    "evaluation.publish evaluation.patience tracking.wandb wandb.enabled wandb.project "
-    "wandb.entity wandb.mode tracking.tensorboard tensorboard.enabled phase.handover",
     "checkpoints": "checkpoint.every_steps checkpoint.keep checkpoint.keep_published",
     "merge": "merge.enabled merge.max_shard_size merge.dtype",
 }

@@ -77,7 +77,9 @@ def ran(zygote: Zygote) -> Ran:
     def run(config: dict[str, Any], ranks: int = 2, door: Door | None = None, **wanted: Any) -> Outcome:
         plan = planned(config)
         folder = RunDir(Path(config["run"]["dir"]))
-        return conduct(plan, folder, door or ForkedJobs(zygote, ranks), Wanted(**wanted), Unwatched(), lambda *seen: None)
+        return conduct(
+            plan, folder, door or ForkedJobs(zygote, ranks), Wanted(**wanted), Unwatched(), lambda *seen: None
+        )
 
     return run
 
