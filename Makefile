@@ -1,4 +1,4 @@
-# make demo      install, then the demo's plan and data    make test     install, then the tests
+# make demo      install, then a curriculum of four phases make test     install, then the tests
 # make install   the set-up alone                          make check    style, types, floors, figures of the code
 # make clean     take away what these have made (never outputs/)
 
@@ -9,11 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test install check format schema bench bench-prepare clean
+.PHONY: demo test install check format schema bench bench-prepare bench-train clean
 
 demo: install
-	$(BIN)/phased-cpt plan -c configs/demo.yaml
-	$(BIN)/phased-cpt prepare -c configs/demo.yaml
+	$(BIN)/phased-cpt run -c configs/demo.yaml
 
 test: install
 	$(BIN)/pytest
@@ -49,6 +48,10 @@ schema: install
 bench: install
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/packing.py
+
+# A quarter of an hour.
+bench-train: install
+	$(BIN)/python benchmarks/train.py
 
 # Ten minutes, and needs `pip install trl`.
 bench-prepare: install

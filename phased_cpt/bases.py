@@ -21,6 +21,7 @@ from phased_cpt.plan import Plan
 from phased_cpt.published import weights_digest
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.py", "*.jinja"]
+UNWANTED = ["consolidated*.safetensors"]  # the same weights once more, as Mistral names them
 WIDTHS = ("hidden_size", "n_embd", "d_model", "hidden_dim", "dim")
 USUAL_WIDTH = 4096
 RANDOM = "random_base"  # in the run folder
@@ -51,9 +52,9 @@ class Base:
 
     @property
     def weights(self) -> Weights:
-        if self.adapter is None:
-            return Weights(kind="base", base=self.digest)
-        return Weights(kind="adapter", base=self.digest, adapters=(Adapter(digest=self.adapter_digest),))
+        adapters = () if self.adapter is None else (Adapter(digest=self.adapter_digest),)
+        found = {"kind": "adapter" if adapters else "base", "base": self.digest, "adapters": adapters}
+        return Weights.model_validate(found | ({"commit": self.commit} if self.commit else {}))  # kept, not compared
 
 
 def find_base(plan: Plan, run_root: Path, cache: Path) -> Base:
@@ -65,11 +66,7 @@ def find_base(plan: Plan, run_root: Path, cache: Path) -> Base:
         return Base(str(run_root / RANDOM), digest_of(["random", shape, plan.config.run.seed]), shape)
     assert model.name is not None
     folder, commit = _found(model.name, model.revision, "model.name")
-    if not (folder / "config.json").exists():
-        what = (
-            "an adapter, which is named as model.adapter" if (folder / "adapter_config.json").exists() else "no model"
-        )
-        raise InputError(f"model.name: {model.name} is {what} (it has no config.json)")
+    _require_model(folder, model.name)
     digest = _hub_digest(folder, commit) if commit else weights_digest(folder, memory)
     if model.adapter is None:
         return Base(str(folder), digest, commit=commit)
@@ -93,13 +90,14 @@ def _shape(given: dict[str, Any] | str) -> dict[str, Any]:
 
 def _found(name: str, revision: str | None, key: str) -> tuple[Path, str | None]:
     """A folder, or a snapshot of the hub and its commit."""
+    hub_id = is_hub_id(name)  # which knows whether there is such a home folder
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve(), None
-    if not is_hub_id(name):
+    if not hub_id:
         raise InputError(f"{key}: {name}: no such folder (looked from {Path.cwd()}), and no hub id")
     try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except LocalEntryNotFoundError:
         raise InputError(f"{key}: {name}: not in the hub's cache, and the hub cannot be reached") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -116,13 +114,41 @@ def _hub_digest(snapshot: Path, commit: str) -> str:
     return digest_of([commit, {path.name: path.resolve().name for path in files}])
 
 
+def _require_model(folder: Path, name: str) -> None:
+    """Before anything is prepared: a config that can be read, and all of the weights."""
+    if (folder / "adapter_config.json").exists():  # beside a config.json or not: what a phase publishes has one
+        raise InputError(f"model.name: {name} is an adapter, which is named as model.adapter, beside its base")
+    if not (folder / "config.json").exists():
+        raise InputError(f"model.name: {name} is no model (it has no config.json)")
+    _object(folder / "config.json", f"model.name: {name}")
+    _require_weights(folder, f"model.name: {name}")
+
+
+def _require_weights(folder: Path, what: str) -> None:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"{what} has no weights in it (*.safetensors)")
+    index = folder / "model.safetensors.index.json"
+    shards = sorted(set(_object(index, what).get("weight_map", {}).values())) if index.exists() else []
+    if missing := [shard for shard in shards if not (folder / shard).exists()]:
+        raise InputError(
+            f"{what} lacks {', '.join(missing[:3])} ({len(missing)} of {len(shards)} files that its index names)"
+        )
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} has no {path.name} that can be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} has a {path.name} that holds no object")
+    return value
+
+
 def _require_adapter(folder: Path, plan: Plan) -> None:
     """LoRA settings that were written down must be those of the adapter."""
-    path = folder / "adapter_config.json"
-    try:
-        has = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        raise InputError(f"model.adapter: {folder} has no adapter_config.json that can be read") from None
+    has = _object(folder / "adapter_config.json", f"model.adapter: {folder}")
+    _require_weights(folder, f"model.adapter: {folder}")
     if has.get("peft_type") != "LORA":
         raise InputError(f"model.adapter: {folder} is a {has.get('peft_type')} adapter; LoRA is needed")
     phase = plan.phases[0]

@@ -50,9 +50,13 @@ def weights_digest(folder: Path, memory: Path | None = None) -> str:
 
 
 def _meaning(folder: Path) -> dict[str, Any]:
-    config = json.loads(
-        next(p for p in (folder / "adapter_config.json", folder / "config.json") if p.exists()).read_text()
-    )
+    path = next((p for p in (folder / "adapter_config.json", folder / "config.json") if p.exists()), None)
+    if path is None:
+        raise PhasedCptError(f"{folder}: weights without a config.json; nobody can tell what they mean")
+    try:
+        config = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        raise PhasedCptError(f"{path}: damaged; no model can be read by it") from None
     config = {key: value for key, value in config.items() if key not in NOT_MEANT and value is not None}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
@@ -80,10 +84,24 @@ def published_weights(root: Path, phase_folder: str, fingerprint: str, start: We
     folder, source = found
     digest = weights_digest(folder)
     if digest != source.digest:
-        raise PhasedCptError(f"{folder}: the weights are not what was published; train the phase again")
+        raise PhasedCptError(_other_bytes(folder, source.phase))
     place = str(folder.relative_to(root))
     if source.kind == "base":
         return Weights(kind="base", base=digest, folder=place)
     return Weights(
         kind="adapter", base=start.base, folder=start.folder, adapters=(Adapter(digest=digest, folder=place),)
     )
+
+
+def require_published(root: Path, weights: Weights) -> None:
+    """What a phase starts from is what was published, to the byte; what came from outside is held by its digest."""
+    places = [(weights.folder, weights.base), *((each.folder, each.digest) for each in weights.adapters)]
+    for place, digest in places:
+        if place and weights_digest(root / place) != digest:
+            found = read_source((root / place).parent)
+            raise PhasedCptError(_other_bytes(root / place, found[1].phase if found else "PHASE"))
+
+
+def _other_bytes(folder: Path, phase: str) -> str:
+    mend = f"restore it, or train the phase again with `--redo-from {phase}`"
+    return f"{folder}: the weights are not what was published; {mend}"

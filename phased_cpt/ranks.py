@@ -6,6 +6,7 @@ others   wait …………………………… train ────────�
 They wait by looking at a store, not in a collective: rank 0 may prepare data for hours, and nothing times out.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -15,18 +16,21 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from torch.distributed import DistNetworkError, DistStoreError, destroy_process_group
+import torch
+from torch.distributed import DistNetworkError, DistStoreError, destroy_process_group, get_backend
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from phased_cpt.errors import Diverged, PhasedCptError
+from phased_cpt.config.secrets import scrubbed
+from phased_cpt.errors import PhasedCptError
 from phased_cpt.job import Job
-from phased_cpt.launchers import free_port, shared
-from phased_cpt.train.engine import Rank, die_with_the_parent, join, quiet
+from phased_cpt.launchers import free_port, gpus_here, shared, threads_of_a_rank
+from phased_cpt.train.engine import Rank, die_with_the_parent, join, meet, quiet
 from phased_cpt.worker import train_phase
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0  # until every rank has heard that it may leave
+FAILED_SECONDS = 3.0  # the same where something has failed, and the launcher is about to end them all
 
 
 class Ranks:
@@ -48,57 +52,73 @@ class Ranks:
     def train(self, job: Job) -> None:
         """Order it, and do it."""
         self._order(train=job.text())
-        train_phase(job, self._joined())
+        try:
+            self._train(job)
+        except PhasedCptError:
+            raise
+        except Exception as error:
+            if self._store.add("failed alone", 0):
+                raise PhasedCptError("another rank has failed; what it says stands above") from error
+            raise
 
     def follow(self) -> int:
         """Do what rank 0 orders until it says to leave; returns the exit code."""
-        while True:
-            order = self._next_order()
-            if "leave" in order:
-                self._store.add("left", 1)
-                self._part()
-                return int(order["leave"])
-            try:
-                train_phase(Job.parse(order["train"]), self._joined())
-            except Diverged as error:  # every rank has noticed, and the first one tells
-                return error.exit_code
-            except PhasedCptError as error:
-                sys.stderr.write(f"rank {self.number}: {error}\n")
-                return error.exit_code
-            except Exception:
-                traceback.print_exc()
-                return 1
+        try:
+            while "leave" not in (order := self._next_order()):
+                try:
+                    self._train(Job.parse(order["train"]))
+                except Exception as error:
+                    return self._failed(error)
+            return self._leave(order)
+        except PhasedCptError as error:
+            sys.stderr.write(f"{error}\n")
+            return error.exit_code
+
+    def _train(self, job: Job) -> None:
+        if self._rank is None:
+            self._rank = join(self._store)
+        train_phase(job, self._rank)
+        meet(self._rank)  # nobody holds the folder any more when the next phase is begun
+
+    def _failed(self, error: Exception) -> int:
+        """Rank 0 tells what befell all of them; what befell this one alone is told here."""
+        with contextlib.suppress(TimeoutError):
+            return self._leave(self._next_order(FAILED_SECONDS))
+        self._store.add("failed alone", 1)
+        if isinstance(error, PhasedCptError):
+            sys.stderr.write(scrubbed(f"rank {self.number}: {error}\n"))
+            return error.exit_code
+        sys.stderr.write(scrubbed(f"rank {self.number}:\n{''.join(traceback.format_exception(error))}"))
+        return 1
+
+    def _leave(self, order: dict[str, Any]) -> int:
+        self._store.add("left", 1)
+        if order["leave"] == 0 and self._rank is not None:
+            destroy_process_group()
+        return int(order["leave"])
 
     def __enter__(self) -> "Ranks":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """However it ends, the others hear of it."""
-        code = 0 if error is None else getattr(error, "exit_code", 1)
-        self._order(leave=code)
-        if error is None:
-            self._part()
-        deadline = time.monotonic() + (PATIENCE_SECONDS if error is None else POLL_SECONDS)
+        self._order(leave=0 if error is None else getattr(error, "exit_code", 1))
+        if self._rank is not None and (error is None or get_backend() == "gloo"):
+            destroy_process_group()  # those who wait for this one in a collective would not hear anything else
+        deadline = time.monotonic() + (PATIENCE_SECONDS if error is None else FAILED_SECONDS)
         while self._store.add("left", 0) < self.ranks - 1 and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)  # the store goes with this process
-
-    def _part(self) -> None:
-        if self._rank is not None:
-            destroy_process_group()
-
-    def _joined(self) -> Rank:
-        if self._rank is None:
-            self._rank = join(self._store)
-        return self._rank
 
     def _order(self, **order: Any) -> None:
         self._store.set(f"order-{self._orders}", json.dumps(order))
         self._orders += 1
 
-    def _next_order(self) -> dict[str, Any]:
-        key = f"order-{self._orders}"
+    def _next_order(self, patience: float = float("inf")) -> dict[str, Any]:
+        key, deadline = f"order-{self._orders}", time.monotonic() + patience
         try:
             while not self._store.check([key]):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
                 time.sleep(POLL_SECONDS)
             self._orders += 1
             order: dict[str, Any] = json.loads(self._store.get(key))
@@ -109,9 +129,8 @@ class Ranks:
 
 def in_ranks() -> Ranks:
     """This process as a rank, with the environment that every rank has."""
-    os.environ |= {
-        name: value
-        for name, value in shared(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))).items()
-        if name != "OMP_NUM_THREADS"
-    }
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if not gpus_here() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of_a_rank(here))  # torch is loaded, and does not look at the environment again
+    os.environ |= shared(here)
     return Ranks()

@@ -1,10 +1,19 @@
 """How the ranks of a job are started: a launcher turns a job into commands and their environment."""
 
-from phased_cpt.launchers.commands import LAUNCHERS, Command, Environment, Launcher, free_port, shared
+from phased_cpt.launchers.commands import (
+    LAUNCHERS,
+    Command,
+    Environment,
+    Launcher,
+    free_port,
+    shared,
+    threads_of_a_rank,
+)
 from phased_cpt.launchers.machine import gpus_here, ranks_here
-from phased_cpt.launchers.start import launched
+from phased_cpt.launchers.start import CONDUCTOR, launched
 
 __all__ = [
+    "CONDUCTOR",
     "LAUNCHERS",
     "Command",
     "Environment",
@@ -14,4 +23,5 @@ __all__ = [
     "launched",
     "ranks_here",
     "shared",
+    "threads_of_a_rank",
 ]

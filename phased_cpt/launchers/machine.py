@@ -55,3 +55,8 @@ def _visible(every: tuple[int, ...]) -> tuple[str, ...] | None:
             return ()
         kept.append(name)
     return tuple(kept)
+
+
+def ranks_here(asked: int | None) -> int:
+    """How many processes a job has: what is asked for, else one for each GPU, else one."""
+    return asked or len(gpus_here()) or 1

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,7 +19,7 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
         model.requires_grad_(True)
         return model
     if adapter is not None:
-        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        adapted = _continued(model, adapter)
         _set_dropout(adapted, lora.dropout)
         return adapted
     torch.manual_seed(seed)  # every rank draws the same first weights
@@ -33,6 +35,27 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
         return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"lora.target_modules: {error}") from None
+
+
+def _continued(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter of a folder, all of it: of what does not fit, PEFT leaves a part as it was drawn, and only warns."""
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {reason}") from None
+    wanted = get_peft_model_state_dict(
+        adapted,
+        state_dict={name: torch.empty(0) for name, _ in adapted.named_parameters()},
+        save_embedding_layers=False,
+    )
+    if (path := folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+        if wrong := [f"{name} is missing" for name in wanted if name not in found]:
+            wrong += [f"{name} has no place" for name in found if name not in wanted]
+            raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {wrong[0]}")
+    return adapted
 
 
 def _whole(alpha: float) -> int:

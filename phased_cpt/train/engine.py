@@ -6,8 +6,10 @@ import fcntl
 import gc
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,10 +29,12 @@ from torch.utils import cpp_extension
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.train.arguments import A_WEEK
 
 PR_SET_PDEATHSIG = 1
-STALE_SECONDS = 300  # of the lock of a compiler that was killed; the only kernel that is built takes 15
+STALE_SECONDS = 120.0  # of the lock of a compiler that was killed; the only kernel that is built takes 15
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,63 @@ def _build_kernel() -> None:
         return
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
-    with (folder / "phased_cpt.lock").open("w") as file, contextlib.suppress(RuntimeError):  # without a compiler: gloo
+    with (folder / "phased_cpt.lock").open("a+") as file, contextlib.suppress(RuntimeError):  # no compiler: gloo alone
         fcntl.flock(file, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - (folder / "lock").stat().st_mtime > STALE_SECONDS:
-                (folder / "lock").unlink()
-        builder.load(verbose=False)
+        _take_stale_lock(folder / "lock", ours=bool(file.seek(0, os.SEEK_END)))
+        file.write("building")
+        file.flush()
+        try:
+            builder.load(verbose=False)
+        finally:
+            file.truncate(0)
+
+
+def _take_stale_lock(lock: Path, ours: bool) -> None:
+    """PyTorch waits until this file goes, and asks nobody whether its maker lives. One of ours does not: we hold its
+    place now. Of another program we cannot know, so it gets the time that a build may take.
+    """
+    told = False
+    while (age := _age(lock)) is not None:
+        if ours or age > STALE_SECONDS:
+            lock.unlink(missing_ok=True)
+            return
+        if not told:
+            sys.stderr.write(f"waiting for another program that builds, {STALE_SECONDS:.0f} s at most: {lock}\n")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since a file was written; None without one. A clock that was set back makes nothing young for ever."""
+    with contextlib.suppress(FileNotFoundError):
+        return abs(time.time() - path.stat().st_mtime)
+    return None
 
 
 def die_with_the_parent() -> None:
-    """When the launcher is killed, its ranks end too: they would train on, unseen."""
+    """When the launcher is killed, or the conductor above it, its ranks end too: they would train on, unseen."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os._exit(1)
+    if conductor := os.environ.get(CONDUCTOR):
+        _die_with(int(conductor))
+
+
+def _die_with(process: int) -> None:
+    """With one that is not the parent: a launcher stands between them. Or one that died before this could be asked."""
+    try:
+        file = os.pidfd_open(process)
+    except ProcessLookupError:
+        os._exit(1)
+    except OSError:  # a kernel before 5.3
+        return
+
+    def wait() -> None:
+        select.select([file], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="conductor", daemon=True).start()
 
 
 def quiet() -> None:

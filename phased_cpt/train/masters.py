@@ -12,6 +12,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor, nn
 
 Masters = dict[str, Tensor]
+AT_ONCE = 2**22  # elements of a sum: an embedding, as a whole, would take five times its size
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -57,8 +58,12 @@ def bit_sums(model: nn.Module) -> dict[str, int]:
 
 def bit_sum(tensor: Tensor) -> int:
     """The bits of a tensor in fp32, added up as integers, each weighed by its place."""
-    bits = tensor.float().contiguous().view(torch.int32).flatten().to(torch.int64)
-    return int((bits * (torch.arange(len(bits), device=bits.device) % 65521 + 1)).sum())
+    flat, total = tensor.detach().flatten(), 0
+    for begin in range(0, flat.numel(), AT_ONCE):
+        bits = flat[begin : begin + AT_ONCE].float().view(torch.int32).to(torch.int64)
+        places = torch.arange(begin, begin + len(bits), device=bits.device) % 65521 + 1
+        total += int((bits * places).sum())
+    return total
 
 
 def gathered(model: nn.Module, keep: bool) -> Masters:
