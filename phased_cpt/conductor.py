@@ -164,6 +164,8 @@ class Run:
 
     def _train(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Weights:
         require_no_ranks(self.ledger.run_dir)
+        processes = f"{self.door.ranks} process{'es' if self.door.ranks > 1 else ''}"
+        self.tell(f"phase {phase.number}/{len(self.plan.phases)} {phase.name}: starting in {processes}")
         failure: PhasedCptError | None = None
         try:
             self.door.train(self._job(phase, start, fingerprint))
