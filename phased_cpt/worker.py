@@ -249,11 +249,12 @@ class PhaseRun:
             keep_best=self._keep_best,
             tokens_of_step=lambda: self.trainer.step_tokens,
             utilisation=self._utilisation(),
-            fp16=phase.model.precision == "fp16",
+            skipped=lambda: bool(self.trainer.accelerator.optimizer_step_was_skipped),
         )
 
     def _utilisation(self) -> Any:
-        cost: Cost | None = cost_of(base_of(self.model).config, self.phase, self.blocks, self.rank.of)
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        cost: Cost | None = cost_of(base_of(self.model).config, self.phase, self.blocks, gpu, self.rank.of)
         if cost is None:
             return lambda speed: {}
         self._tell(str(cost))

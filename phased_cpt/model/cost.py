@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from transformers import PretrainedConfig
 
 from phased_cpt.data.blocks import IGNORED, Blocks
@@ -32,12 +31,9 @@ class Cost:
         return {"mfu": round(shares.mfu, 4), "hfu": round(shares.hfu, 4)}
 
 
-def cost_of(config: PretrainedConfig, phase: PhasePlan, blocks: Blocks, gpus: int) -> Cost | None:
+def cost_of(config: PretrainedConfig, phase: PhasePlan, blocks: Blocks, gpu: str, gpus: int) -> Cost | None:
     """None where the GPU's peak or the model's cost is not known."""
-    if not torch.cuda.is_available():
-        return None
-    gpu, settings = torch.cuda.get_device_name(), phase.settings
-    peak = peak_of(gpu, phase.model.precision)
+    settings, peak = phase.settings, peak_of(gpu, phase.model.precision)
     shape = shape_of(config.get_text_config(), settings.data.max_tokens)
     if peak is None or shape is None:
         return None

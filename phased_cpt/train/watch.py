@@ -16,6 +16,7 @@ from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
 
 SMOOTHED_STEPS = 20  # over which the speed is told
+MOST_SKIPPED = 50  # in a row; DeepSpeed halves the scale at each, and starts at 2^16
 
 
 class Listener(Protocol):
@@ -76,11 +77,13 @@ class Watch(TrainerCallback):
     keep_best: Callable[[int], None]
     tokens_of_step: Callable[[], int]
     utilisation: Callable[[float], dict[str, float]]  # from tokens a second
-    fp16: bool = False
+    skipped: Callable[[], bool]  # whether fp16 has overflowed, and the step was not taken
     best: Best | None = None
     measured: dict[int, dict[str, Measured]] = field(default_factory=dict)
     tokens_seen: int = 0
     stopped_early: bool = False
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     _step_began: float = 0.0
     _recent: list[tuple[float, int]] = field(default_factory=list)
 
@@ -109,7 +112,18 @@ class Watch(TrainerCallback):
             *self._recent[1 - SMOOTHED_STEPS :],
             (time.monotonic() - self._step_began, self.tokens_of_step()),
         ]
-        self.check(step)
+        if self.skipped():
+            self._count_skipped(step)
+        else:
+            self.skipped_in_a_row = 0
+            self.check(step - self.skipped_steps)
+
+    def _count_skipped(self, step: int) -> None:
+        """fp16 finds its scale by overflowing; that it never finds one is another thing."""
+        self.skipped_steps, self.skipped_in_a_row = self.skipped_steps + 1, self.skipped_in_a_row + 1
+        self.listener.tell(f"{self.course.phase}: step {step} was skipped (fp16 overflow, {self.skipped_steps} so far)")
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise Diverged(step, (), f"in the last {MOST_SKIPPED} steps the gradient")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
         """The Trainer has the loss of a step now; what is due at it comes behind its line."""
@@ -118,7 +132,7 @@ class Watch(TrainerCallback):
         step = state.global_step
         self.listener.train(self._line(step, logs))
         gradient = logs.get("grad_norm")
-        if gradient is not None and not abs(gradient) < float("inf") and not self.fp16:
+        if gradient is not None and not abs(gradient) < float("inf") and not self.skipped():
             raise Diverged(step, (), "the gradient")
         if step in self.course.evaluated_at and self.course.main_set is not None:
             self._evaluate(step)

@@ -1,0 +1,136 @@
+"""What happens around the steps of a phase, with its losses written on the page."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from phased_cpt.errors import Diverged
+from phased_cpt.evals.heldout import Measured
+from phased_cpt.train.watch import MOST_SKIPPED, Course, Watch
+
+
+@dataclass
+class Heard:
+    """Whoever listens."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def train(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        self.evaluations.append(line)
+
+    def tell(self, message: str) -> None:
+        self.told.append(message)
+
+
+@dataclass
+class Phase:
+    """A phase that takes its steps in no time."""
+
+    losses: list[float] = field(default_factory=list)  # held-out, from step 0 on
+    patience: int | None = None
+    steps: int = 6
+    evaluated_at: frozenset[int] = frozenset()
+    skips: frozenset[int] = frozenset()
+    gradients: dict[int, float] = field(default_factory=dict)
+    heard: Heard = field(default_factory=Heard)
+    kept: list[int] = field(default_factory=list)
+    checked: list[int] = field(default_factory=list)
+
+    def go(self) -> int:
+        """Returns the step at which it ended."""
+        state, control = SimpleNamespace(global_step=0), SimpleNamespace(should_training_stop=False)
+        measured: Iterator[float] = iter(self.losses)
+        main = "evolution" if self.losses else None
+        self.watch = Watch(
+            course=Course("evolution", self.steps, self.evaluated_at, main, self.patience, 4, 8, later_steps=12.0),
+            listener=self.heard,
+            at_begin=lambda: None,
+            evaluate=lambda: {"evolution": Measured(next(measured), 100)},
+            check=self.checked.append,
+            keep_best=self.kept.append,
+            tokens_of_step=lambda: 50,
+            utilisation=lambda speed: {},
+            skipped=lambda: state.global_step in self.skips,
+        )
+        self.watch.on_train_begin(None, state, control)
+        for step in range(1, self.steps + 1):
+            self.watch.on_step_begin(None, state, control)
+            state.global_step = step
+            self.watch.on_step_end(None, state, control)
+            logs = {"loss": 3.0, "learning_rate": 1e-3, "grad_norm": self.gradients.get(step, 1.0)}
+            self.watch.on_log(None, state, control, logs)
+            if control.should_training_stop:
+                return step
+        return self.steps
+
+
+@pytest.mark.requirement("T-09")
+@pytest.mark.parametrize(
+    ("patience", "end", "kept"),
+    [(None, 6, [1, 2, 6]), (2, 4, [1, 2]), (3, 5, [1, 2]), (4, 6, [1, 2, 6])],
+)
+def test_a_phase_stops_where_its_loss_has_not_fallen_for_so_many_evaluations(
+    patience: int | None, end: int, kept: list[int]
+) -> None:
+    phase = Phase([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 2.9], patience, evaluated_at=frozenset(range(1, 7)))
+    assert phase.go() == end
+    assert phase.kept == kept
+    assert phase.watch.stopped_early == (end < 6)
+    assert any("stopped at step" in message for message in phase.heard.told) == (end < 6)
+
+
+def test_what_a_phase_begins_with_is_measured_and_is_not_its_best() -> None:
+    phase = Phase([1.0, 4.0, 4.5], evaluated_at=frozenset({3, 6}))
+    phase.go()
+    assert [line["step"] for line in phase.heard.evaluations] == [0, 3, 6]
+    assert (phase.watch.best.step, phase.kept) == (3, [3])  # type: ignore[union-attr]
+
+
+def test_a_phase_without_held_out_documents_says_so_and_goes_its_way() -> None:
+    phase = Phase(evaluated_at=frozenset({3, 6}))
+    assert phase.go() == 6
+    assert (phase.heard.evaluations, phase.watch.best) == ([], None)
+    assert "no held-out documents" in phase.heard.told[0]
+
+
+@pytest.mark.requirement("T-10")
+def test_a_line_says_how_far_it_is_and_what_is_left() -> None:
+    phase = Phase()
+    phase.go()
+    halfway = phase.heard.lines[2]
+    assert (halfway["step"], halfway["progress_pct"], halfway["epoch"], halfway["tokens_seen"]) == (3, 50.0, 1.5, 150)
+    seconds = 3 / (halfway["tokens_per_second"] / 50)  # of three steps
+    assert halfway["eta_seconds"] == pytest.approx(seconds, abs=0.1)
+    assert halfway["curriculum_eta_seconds"] == pytest.approx(5 * seconds, abs=0.1), "twelve steps are still to come"
+
+
+def test_steps_that_overflow_are_counted_and_are_none() -> None:
+    phase = Phase(skips=frozenset({1, 2, 4}), gradients={1: float("inf"), 2: float("nan"), 4: float("inf")})
+    phase.go()
+    assert phase.watch.skipped_steps == 3
+    assert phase.checked == [1, 2, 3], "the steps that were taken"
+    assert phase.heard.told[-1] == "evolution: step 4 was skipped (fp16 overflow, 3 so far)"
+
+
+def test_a_scale_that_is_never_found_ends_training() -> None:
+    never = frozenset(range(1, 1000))
+    with pytest.raises(
+        Diverged, match=f"step {MOST_SKIPPED}: in the last {MOST_SKIPPED} steps the gradient is not finite"
+    ):
+        Phase(steps=MOST_SKIPPED + 1, skips=never).go()
+    now_and_then = frozenset(step for step in never if step % MOST_SKIPPED)
+    assert Phase(steps=3 * MOST_SKIPPED, skips=now_and_then).go() == 3 * MOST_SKIPPED, "the control"
+
+
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_ends_training(gradient: float) -> None:
+    with pytest.raises(Diverged, match="step 2: the gradient is not finite"):
+        Phase(gradients={2: gradient}).go()
