@@ -46,9 +46,20 @@ class Base:
     @property
     def hidden_size(self) -> int:
         """How wide the model is, by any name; only sizes of buffers follow from it."""
+        return int(self._config(*WIDTHS) or USUAL_WIDTH)
+
+    def require_ids(self, vocabulary: int, tokenizer: str) -> None:
+        """Every id of the tokenizer has a row in the embedding; on a GPU, one without is an assertion of CUDA's."""
+        rows = self._config("vocab_size")
+        if rows is not None and vocabulary > int(rows):
+            what = f"{tokenizer} has ids up to {vocabulary - 1}, and the model {rows} rows in its embedding"
+            raise InputError(f"model.tokenizer: {what}; take the tokenizer of the model")
+
+    def _config(self, *keys: str) -> Any:
+        """The first of these in config.json that says something."""
         config = self.shape or json.loads((Path(self.folder) / "config.json").read_bytes())
-        inner = config.get("text_config") or {}
-        return int(next((each[key] for each in (config, inner) for key in WIDTHS if each.get(key)), USUAL_WIDTH))
+        places = (config, config.get("text_config") or {})
+        return next((each[key] for each in places for key in keys if each.get(key)), None)
 
     @property
     def weights(self) -> Weights:

@@ -38,7 +38,7 @@ from phased_cpt.ledger import (
 )
 from phased_cpt.ledger.fingerprint import fingerprint_of
 from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
-from phased_cpt.published import published_weights, read_source
+from phased_cpt.published import MARKER, published_weights, read_source, require_published
 from phased_cpt.run_dir import RunDir, publish_file
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
@@ -103,10 +103,12 @@ def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Wa
     """Bring a run to its end, or as far as is wanted."""
     _require_phases(plan, wanted)
     _require_goes_on(run_dir, plan, wanted)
-    prepared = prepare(plan, watcher)
-    plan = _with_data(plan, prepared, door.ranks, wanted.smoke)
     base = find_base(plan, run_dir.root.resolve(), cache_folder(plan))
-    files = {phase.name: filled_file(phase, base) for phase in plan.phases}  # before the first phase has cost days
+    files = {phase.name: filled_file(phase, base) for phase in _counted(plan, door.ranks).phases}
+    prepared = prepare(plan, watcher)  # hours, it may be; what is wrong above is told before
+    base.require_ids(prepared.tokenizer.vocabulary, prepared.tokenizer.name)
+    plan = _counted(plan, door.ranks, prepared)
+    plan = plan.smoke(SMOKE_STEPS) if wanted.smoke else plan
     look(prepared, plan)
     with run_lock(run_dir) as signature:
         ledger = Ledger.open(run_dir, plan, redo_from=wanted.redo_from)
@@ -154,6 +156,7 @@ class Run:
 
     def phase(self, phase: PhasePlan, inputs: Inputs) -> None:
         """Train a phase, and enter what it has published; or only that, if its end was all that was lost."""
+        require_published(self.root, inputs.start)
         self.ledger.begin(phase, inputs)
         fingerprint = fingerprint_of(phase, inputs).digest
         there = published_weights(self.root, phase.folder, fingerprint, inputs.start)
@@ -239,11 +242,10 @@ def _require_wanted(phase: PhasePlan, plan: Plan, wanted: Wanted) -> None:
         raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
 
 
-def _with_data(plan: Plan, prepared: PreparedRun, ranks: int, smoke: bool) -> Plan:
-    """The same plan, now that rows can be counted."""
-    epochs = {phase.plan.name: phase.epoch for phase in prepared.phases}
-    counted = make_plan(Loaded(plan.config, plan.places), ranks, epochs)
-    return counted.smoke(SMOKE_STEPS) if smoke else counted
+def _counted(plan: Plan, ranks: int, prepared: PreparedRun | None = None) -> Plan:
+    """The same plan, now that ranks, and perhaps rows, can be counted."""
+    epochs = {phase.plan.name: phase.epoch for phase in prepared.phases} if prepared else {}
+    return make_plan(Loaded(plan.config, plan.places), ranks, epochs)
 
 
 def smoke_run_dir(plan: Plan) -> RunDir:
@@ -286,11 +288,11 @@ def _keep_final(run: Run) -> None:
     """The last weights once more under the run's own name, without a second copy of their bytes."""
     final, last = run.root / "final_model", run.plan.phases[-1]
     found = read_source(run.root / last.folder)
-    if found is None or final.exists():
+    if found is None or _same(final / MARKER, found[0] / MARKER):
         return
     beside = final.with_name(".final_model.building")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(found[0], beside, copy_function=os.link)
+    shutil.copytree(found[0], beside, copy_function=_link)
     sources = [read_source(run.root / phase.folder) for phase in run.plan.phases]
     model = run.plan.config.model
     info = {
@@ -300,4 +302,17 @@ def _keep_final(run: Run) -> None:
         "versions": versions(),
     }
     publish_file(beside / "training_info.json", (json.dumps(info, indent=2) + "\n").encode())
+    shutil.rmtree(final, ignore_errors=True)  # of a run that had fewer phases
     os.replace(beside, final)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name, where the file system has such; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and one.read_bytes() == other.read_bytes()

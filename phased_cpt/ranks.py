@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.distributed import DistNetworkError, DistStoreError, destroy_process_group, get_backend
+from torch.distributed import DistNetworkError, DistStoreError, destroy_process_group
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -30,6 +30,7 @@ from phased_cpt.worker import train_phase
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0  # until every rank has heard that it may leave
+TELLING_SECONDS = 1.0  # for rank 0, which has a message and an exit code
 FAILED_SECONDS = 3.0  # the same where something has failed, and the launcher is about to end them all
 
 
@@ -92,10 +93,14 @@ class Ranks:
         return 1
 
     def _leave(self, order: dict[str, Any]) -> int:
+        """After a failure behind rank 0, which has to tell: a launcher ends everybody with the first that goes."""
         self._store.add("left", 1)
-        if order["leave"] == 0 and self._rank is not None:
+        code = int(order["leave"])
+        if code:
+            time.sleep(TELLING_SECONDS)
+        elif self._rank is not None:
             destroy_process_group()
-        return int(order["leave"])
+        return code
 
     def __enter__(self) -> "Ranks":
         return self
@@ -103,8 +108,8 @@ class Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """However it ends, the others hear of it."""
         self._order(leave=0 if error is None else getattr(error, "exit_code", 1))
-        if self._rank is not None and (error is None or get_backend() == "gloo"):
-            destroy_process_group()  # those who wait for this one in a collective would not hear anything else
+        if self._rank is not None and error is None:
+            destroy_process_group()
         deadline = time.monotonic() + (PATIENCE_SECONDS if error is None else FAILED_SECONDS)
         while self._store.add("left", 0) < self.ranks - 1 and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)  # the store goes with this process

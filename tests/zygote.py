@@ -6,6 +6,7 @@ pytest (no torch) ─ a line of JSON ─→ zygote (torch, transformers, deepspe
 A launched job takes ten seconds here, nearly all of them imports; this takes one. It does not test the launchers.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -35,10 +36,19 @@ class Zygote:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def ranks(self, program: str, arguments: list[Any], ranks: int, logs: Path, **environment: str) -> list[int]:
-        """Run module:function in so many ranks; returns their exit codes."""
+    def ranks(
+        self, program: str, arguments: list[Any], ranks: int, logs: Path, patience: float = 0.3, **environment: str
+    ) -> list[int]:
+        """Run module:function in so many ranks; returns their exit codes. After a failure the others have so long."""
         logs.mkdir(parents=True, exist_ok=True)
-        order = {"program": program, "arguments": arguments, "ranks": ranks, "logs": str(logs), "more": environment}
+        order = {
+            "program": program,
+            "arguments": arguments,
+            "ranks": ranks,
+            "logs": str(logs.resolve()),
+            "more": environment,
+            "patience": patience,
+        }
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(order | {"cwd": str(Path.cwd())}) + "\n")
         self._process.stdin.flush()
@@ -65,6 +75,8 @@ class ForkedJobs:
 
     zygote: Zygote
     ranks: int = 2
+    program: str = "phased_cpt.worker:main"
+    first: tuple[Any, ...] = ()  # arguments of a program of the test's own, before those of the worker
 
     def train(self, job: Job) -> None:
         path = job.write()
@@ -72,10 +84,10 @@ class ForkedJobs:
         logs.mkdir(parents=True, exist_ok=True)
         for left in logs.glob("failed-*.json"):
             left.unlink()
-        codes = self.zygote.ranks("phased_cpt.worker:main", [[str(path)]], self.ranks, logs)
+        codes = self.zygote.ranks(self.program, [*self.first, [str(path)]], self.ranks, logs)
         if any(codes):
-            failed = next(at for at, code in enumerate(codes) if code)
-            raise failure_of(failed, codes[failed], logs, logs / f"rank{failed}.log")
+            failed = next(at for at, code in enumerate(codes) if code not in (0, -signal.SIGTERM))
+            raise failure_of(f"rank {failed}", codes[failed], logs, logs / f"rank{failed}.log")
 
 
 # In the zygote ---------------------------------------------------------------------------------------------------------
@@ -85,6 +97,14 @@ def _keep(program: str, arguments: list[Any], result: str) -> None:
     found = _function(program)(*arguments)
     if os.environ["RANK"] == "0":
         Path(result).write_text(json.dumps(found))
+
+
+def shell(arguments: list[str]) -> None:
+    """`deepspeed --module phased_cpt …`, as one of its ranks."""
+    from phased_cpt.__main__ import main
+
+    sys.argv = ["phased-cpt", f"--local_rank={os.environ['RANK']}", *arguments]
+    main()
 
 
 def _function(program: str) -> Any:
@@ -125,22 +145,23 @@ def _run(order: dict[str, Any]) -> list[int]:
         if child == 0:
             _rank(order, rank, environment)
         children.append(child)
-    return _codes(children)
+    return _codes(children, order["patience"])
 
 
-def _codes(children: list[int]) -> list[int]:
+def _codes(children: list[int], patience: float) -> list[int]:
     """As a launcher does: when one fails, or nothing moves any more, the others are ended."""
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline, failed = time.monotonic() + DEADLINE_SECONDS, False
     while len(codes) < len(children):
         for child in (child for child in children if child not in codes):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        if any(codes.values()) or time.monotonic() > deadline:
-            time.sleep(0.3)  # the others may have something to say
+        if any(codes.values()) and not failed:
+            deadline, failed = time.monotonic() + patience, True  # the others may have something to say
+        if time.monotonic() > deadline:
             for child in (child for child in children if child not in codes):
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, signal.SIGTERM)
                 codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         time.sleep(0.01)
     return [codes[child] for child in children]
@@ -149,7 +170,11 @@ def _codes(children: list[int]) -> list[int]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
-
+    gc.disable()
+    for module in ("phased_cpt.ranks", "phased_cpt.worker"):  # by name, or else ruff takes them out as unused
+        importlib.import_module(module)
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         codes = _run(json.loads(line))
         answers.write(json.dumps(codes) + "\n")

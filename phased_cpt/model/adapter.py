@@ -44,16 +44,14 @@ def _continued(model: PreTrainedModel, folder: Path) -> PeftModel:
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {reason}") from None
-    wanted = get_peft_model_state_dict(
-        adapted,
-        state_dict={name: torch.empty(0) for name, _ in adapted.named_parameters()},
-        save_embedding_layers=False,
-    )
+    places = {name: torch.empty(0) for name, _ in adapted.named_parameters()}
+    wanted = get_peft_model_state_dict(adapted, state_dict=places, save_embedding_layers=False)
     if (path := folder / SAFETENSORS_WEIGHTS_NAME).exists():
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-        if wrong := [f"{name} is missing" for name in wanted if name not in found]:
-            wrong += [f"{name} has no place" for name in found if name not in wanted]
+        wrong = [f"{name} is missing" for name in wanted if name not in found]
+        wrong += [f"{name} has no place" for name in sorted(found) if name not in wanted]
+        if wrong:
             raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {wrong[0]}")
     return adapted
 

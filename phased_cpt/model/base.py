@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -32,9 +33,11 @@ def load_base(
     storage: str | None,
     trust_remote_code: bool,
     tell: Tell,
+    **more: Any,
 ) -> PreTrainedModel:
     """The frozen or trainable base; `storage` is the type that 4-bit weights are kept in, None without them."""
     options: dict[str, Any] = {
+        "output_loading_info": True,
         "dtype": TYPES[precision],
         "trust_remote_code": trust_remote_code,
         "local_files_only": True,
@@ -46,12 +49,20 @@ def load_base(
     refused: ValueError | ImportError | None = None
     for kernel in attentions(attention, precision, max_tokens):
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel, **options)
+            found: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel, **options | more)
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(f"{folder}: this model cannot be loaded: {error}") from None
         except (ValueError, ImportError) as error:
             if "attention" not in str(error).lower() and "attn" not in str(error).lower():
                 raise InputError(f"{folder}: this model cannot be loaded: {error}") from None
             refused = refused or error
             continue
+        model: PreTrainedModel = found[0]
+        if missing := sorted(found[1]["missing_keys"]):  # transformers draws them at random, and only warns
+            what = f"{missing[0]}" + (f" and {len(missing) - 1} more are" if len(missing) > 1 else " is")
+            raise InputError(f"{folder}: this model cannot be loaded: {what} missing from its weights")
         if refused and attention == "auto":
             tell(f"attention: {kernel}, because {str(refused).splitlines()[0]}")
         model.config.use_cache = False  # with a cache, packed documents see each other
@@ -102,15 +113,15 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
     if folder.exists():
         return
     shape = dict(shape)
-    try:
-        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
-    except KeyError as error:
-        raise InputError(f"model.from_config: {error} is missing, or no architecture that transformers knows") from None
+    if "model_type" not in shape:
+        raise InputError("model.from_config: model_type is missing (llama, qwen3, …)")
     torch.manual_seed(seed)
     try:
+        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"model.from_config: no model can be made of it: {error}") from None
+    except Exception as error:  # each architecture has its own ways
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"model.from_config: no model can be made of it: {reason}") from None
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.building")
     model.save_pretrained(beside)
     os.replace(beside, folder)

@@ -33,7 +33,6 @@ def training_arguments(phase: PhasePlan, deepspeed: dict[str, Any], folder: Path
         optim=training.optimizer,
         bf16=phase.model.precision == "bf16",
         fp16=phase.model.precision == "fp16",
-        tf32=True if torch.cuda.is_available() and phase.model.precision == "fp32" else None,
         activation_checkpointing=training.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         average_tokens_across_devices=True,  # else ranks with few labels weigh as much: 1.5 × was measured
@@ -45,6 +44,7 @@ def training_arguments(phase: PhasePlan, deepspeed: dict[str, Any], folder: Path
         eval_strategy="no",
         seed=phase.seed,
         use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         ddp_backend=None if torch.cuda.is_available() else "gloo",
         ddp_timeout=A_WEEK,
     )

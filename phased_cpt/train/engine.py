@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import logging
 import os
@@ -22,6 +21,8 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import distributed
 from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import PrefixStore
@@ -33,8 +34,7 @@ from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.train.arguments import A_WEEK
 
 PR_SET_PDEATHSIG = 1
-STALE_SECONDS = 120.0  # of the lock of a compiler that was killed; the only kernel that is built takes 15
-POLL_SECONDS = 0.1
+STALE_SECONDS = 600.0  # of the lock of a compiler that was killed; the slowest kernel takes two minutes
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,11 @@ def join(store: Store | None = None) -> Rank:
     else:
         store = PrefixStore("ranks", store)
         distributed.init_process_group(backend, timeout=patience, store=store, rank=rank, world_size=ranks)
+    gc.freeze()  # what is imported stays: half a million objects, through which each collection went for half a second
+    gc.enable()
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints
-        _build_kernel()
+        _without_shared_memory()
+        take_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()))
         deepspeed.init_distributed(backend, verbose=False)
     return Rank(rank, ranks)
 
@@ -73,43 +76,25 @@ def meet(rank: Rank) -> None:
         distributed.barrier()
 
 
-def _build_kernel() -> None:
-    """On a CPU DeepSpeed compiles a kernel at its first start: one process does, and a killed one holds nobody up."""
-    if get_accelerator().device_name() != "cpu":
-        return
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
-    with (folder / "phased_cpt.lock").open("a+") as file, contextlib.suppress(RuntimeError):  # no compiler: gloo alone
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _take_stale_lock(folder / "lock", ours=bool(file.seek(0, os.SEEK_END)))
-        file.write("building")
-        file.flush()
-        try:
-            builder.load(verbose=False)
-        finally:
-            file.truncate(0)
-
-
-def _take_stale_lock(lock: Path, ours: bool) -> None:
-    """PyTorch waits until this file goes, and asks nobody whether its maker lives. One of ours does not: we hold its
-    place now. Of another program we cannot know, so it gets the time that a build may take.
+def _without_shared_memory() -> None:
+    """On a CPU DeepSpeed compiles an all-reduce that only its tensor parallelism uses. Each of its jobs leaves 66 MB a
+    rank in /dev/shm for good, which fills it up, and containers give it 64; and it needs a compiler.
     """
-    told = False
-    while (age := _age(lock)) is not None:
-        if ours or age > STALE_SECONDS:
-            lock.unlink(missing_ok=True)
-            return
-        if not told:
-            sys.stderr.write(f"waiting for another program that builds, {STALE_SECONDS:.0f} s at most: {lock}\n")
-            told = True
-        time.sleep(POLL_SECONDS)
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _age(path: Path) -> float | None:
-    """Seconds since a file was written; None without one. A clock that was set back makes nothing young for ever."""
-    with contextlib.suppress(FileNotFoundError):
-        return abs(time.time() - path.stat().st_mtime)
-    return None
+def take_stale_locks(kernels: Path) -> None:
+    """What DeepSpeed compiles at its first use (as the optimizer of an offload) is locked by a file for which PyTorch
+    waits for ever, whether its maker still lives or not.
+    """
+    for lock in kernels.glob("**/lock"):
+        with contextlib.suppress(OSError):
+            age = abs(time.time() - lock.stat().st_mtime)
+            if age > STALE_SECONDS:
+                lock.unlink()
+            else:
+                sys.stderr.write(f"{lock} is {age:.0f} s old: if nothing is being compiled any more, delete it\n")
 
 
 def die_with_the_parent() -> None:
@@ -164,6 +149,7 @@ def device_memory(device: torch.device) -> str:
 def tear_down(trainer: Trainer) -> None:
     """Engine, optimizer and partitions go; the process group stays for the next phase."""
     trainer.accelerator.free_memory()
+    _forget_models()
     for name in (
         "model",
         "model_wrapped",
@@ -174,6 +160,15 @@ def tear_down(trainer: Trainer) -> None:
         "callback_handler",
     ):
         setattr(trainer, name, None)
+
+
+def _forget_models() -> None:
+    """DeepSpeed's ZeRO-3 keeps every model that it has ever had, and with it the engine: in a stack, and in a cache."""
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for function in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(function, "__closure__", None) or ():  # an lru_cache, with the model in its keys
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 @contextlib.contextmanager

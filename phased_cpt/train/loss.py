@@ -68,28 +68,40 @@ def _chunked(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
 
 
 def _liger(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+    if not len(labels):  # a row that fills up the last batch: Liger divides by the length of its chunks, which is 0
+        return _chunked(hidden, labels, head)
     from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
-    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, hidden, labels, head.bias)
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)(
+        head.weight, hidden, labels, head.bias
+    )
     return loss.float()
 
 
 AT_THE_HEAD: dict[str, RowLosses] = {"chunked": _chunked, "liger": _liger}
 
 
-def row_losses(model: Callable[..., Any], head: nn.Module | None, batch: dict[str, Tensor], kind: str) -> Tensor:
-    """The summed loss of each row, one token predicting the next; what is ignored never reaches the head."""
+def row_losses(
+    model: Callable[..., Any], head: nn.Module | None, batch: dict[str, Tensor], kind: str, joined: bool = False
+) -> Tensor:
+    """The summed loss of each row, one token predicting the next; what is ignored never reaches the head.
+
+    `joined`: the rows stand behind each other in one. Their positions begin anew, so to the model that is the same;
+    flash attention looks for documents in a batch of one row alone, and lets them see each other in a larger one.
+    """
     labels = batch["labels"]
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    shape = (1, -1) if joined else labels.shape
+    inputs = {name: batch[name].reshape(shape) for name in ("input_ids", "position_ids")} | {"use_cache": False}
     if kind == "plain":
-        logits = model(**inputs).logits[:, :-1].float()
+        logits = model(**inputs).logits
+        logits = logits.view(*labels.shape, logits.shape[-1])[:, :-1].float()
         each = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORED)
         return each.sum(1)
 
     assert isinstance(head, nn.Linear)
 
     def of_rows(hidden: Tensor) -> Tensor:
-        rows = zip(hidden[:, :-1], labels[:, 1:], strict=True)
+        rows = zip(hidden.view(*labels.shape, -1)[:, :-1], labels[:, 1:], strict=True)
         kept = [(row[right != IGNORED], right[right != IGNORED]) for row, right in rows]
         return torch.stack([AT_THE_HEAD[kind](row, right, head) for row, right in kept])
 

@@ -45,7 +45,7 @@ def write_weights(model: nn.Module, masters: Masters, folder: Path) -> None:
         others = {
             name: each for name, each in base.state_dict().items() if name not in weights and name not in _tied(base)
         }
-        base.save_pretrained(str(folder), state_dict={**others, **masters})
+        base.save_pretrained(str(folder), state_dict={**others, **masters}, save_original_format=False)
         precision, base.config.dtype = base.config.dtype, torch.float32  # which save_pretrained takes from the model
         base.config.save_pretrained(str(folder))
         base.config.dtype = precision

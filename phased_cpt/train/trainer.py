@@ -54,7 +54,7 @@ class PhaseTrainer(Trainer):
         self.losses, self.schedule, self.seed = losses, schedule, seed
         self.model_accepts_loss_kwargs = True  # the tokens of the whole batch are counted, and the loss divided by them
         self.step_tokens = 0
-        self._doubtful: list[tuple[list[int], Tensor]] = []
+        self._doubtful: list[tuple[Tensor, Tensor]] = []  # of the micro batches of a step
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """A function of the steps that are done, so that nothing bends it."""
@@ -73,23 +73,28 @@ class PhaseTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The rows' share of the mean over all trained tokens of the global batch; DeepSpeed averages over ranks."""
-        places = inputs["place"].tolist()
-        self._seed(places[0])
-        assert num_items_in_batch is not None
-        loss = self.losses(inputs).sum() * (self.args.world_size / num_items_in_batch)
-        self.step_tokens = int(num_items_in_batch)
-        self._require_finite(places, loss.detach())
+        assert isinstance(num_items_in_batch, Tensor)
+        self._seed(self._place())
+        # Where no row of a step has a label there is nothing to learn, which is no 0 / 0.
+        loss = self.losses(inputs).sum() * (self.args.world_size / num_items_in_batch.clamp(min=1))
+        self._doubtful.append((inputs["place"], loss.detach()))
+        if self.accelerator.sync_gradients:  # only here does the CPU wait for the GPU
+            self.step_tokens = int(num_items_in_batch)
+            self._require_finite()
         return loss
+
+    def _place(self) -> int:
+        """The place of the first row of this micro batch: the ranks take turns at micro batches."""
+        args, of_the_step = self.args, len(self._doubtful)
+        turn = self.state.global_step * args.gradient_accumulation_steps + of_the_step
+        return int((turn * args.world_size + args.process_index) * args.per_device_train_batch_size)
 
     def _seed(self, place: int) -> None:
         """Dropout depends on the rows and the step: not on ranks, evaluations or where the run was stopped."""
         torch.manual_seed(seed_of(*self.seed, self.state.global_step, place))
 
-    def _require_finite(self, places: list[int], loss: Tensor) -> None:
+    def _require_finite(self) -> None:
         """Looked at once a step, before its last backward, which is where DeepSpeed would update the weights."""
-        self._doubtful.append((places, loss))
-        if not self.accelerator.sync_gradients:
-            return
         doubtful, self._doubtful = self._doubtful, []
         bad = torch.stack([~torch.isfinite(each) for _, each in doubtful])
         worst = bad.any().int()
@@ -98,8 +103,9 @@ class PhaseTrainer(Trainer):
         if worst.item():
             self._tell_who(doubtful, bad)
 
-    def _tell_who(self, doubtful: list[tuple[list[int], Tensor]], bad: Tensor) -> None:
-        rows = [place for (places, _), is_bad in zip(doubtful, bad.tolist(), strict=True) if is_bad for place in places]
+    def _tell_who(self, doubtful: list[tuple[Tensor, Tensor]], bad: Tensor) -> None:
+        guilty = [places.tolist() for (places, _), is_bad in zip(doubtful, bad.tolist(), strict=True) if is_bad]
+        rows = [place for places in guilty for place in places]
         everyone: list[Any] = [rows]
         if self.args.world_size > 1:
             everyone = [None] * self.args.world_size

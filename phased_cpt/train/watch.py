@@ -4,6 +4,7 @@ begin  masters to the bit ─ loss and isolation looked at ─ evaluated before 
 step   every weight reached and moved? ─ a line ─ evaluated where it is due ─ best kept ─ patience
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,7 +133,8 @@ class Watch(TrainerCallback):
         step = state.global_step
         self.listener.train(self._line(step, logs))
         gradient = logs.get("grad_norm")
-        if gradient is not None and not abs(gradient) < float("inf") and not self.skipped():
+        # DeepSpeed writes a norm that is no number as -1.
+        if gradient is not None and not 0 <= gradient < float("inf") and not self.skipped():
             raise Diverged(step, (), "the gradient")
         if step in self.course.evaluated_at and self.course.main_set is not None:
             self._evaluate(step)
@@ -167,9 +169,11 @@ class Watch(TrainerCallback):
     def _judge(self, step: int) -> None:
         """Whether these are the best weights so far, and whether there is any hope left."""
         loss = self.measured[step][self.course.main_set or ""].loss
-        if self.best is None or loss < self.best.loss:
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
             self.best = Best(step, loss)
             self.keep_best(step)
+            return
+        if self.best is None:
             return
         self.best.worse_since += 1
         if self.course.patience and self.best.worse_since >= self.course.patience and step < self.course.steps:

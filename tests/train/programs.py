@@ -6,43 +6,41 @@ A spec is a dict: `labels` of each row (64 tokens), sections of a configuration 
 """
 
 import contextlib
-import dataclasses
+import gc
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from phased_cpt import deepspeed_file, worker
 from phased_cpt.config import from_record
-from phased_cpt.data.blocks import Blocks, Shape
-from phased_cpt.data.chunks import Slices
 from phased_cpt.data.mixing import seed_of, training_order
 from phased_cpt.errors import PhasedCptError
+from phased_cpt.evals.heldout import held_out_losses
 from phased_cpt.job import Job, Start
 from phased_cpt.model.adapter import adapt
-from phased_cpt.model.base import load_base, this_device
+from phased_cpt.model.base import load_base
 from phased_cpt.plan import make_plan
 from phased_cpt.schedule import Prepared
-from phased_cpt.train.engine import Rank, join, quiet, swept
+from phased_cpt.train.checks import Learning, leak
+from phased_cpt.train.engine import Rank, join, meet, quiet, swept
 from phased_cpt.train.masters import before_the_engine, gathered, trained
 from phased_cpt.train.trainer import PhaseTrainer
+from tests.train.shapes import SHAPE, TOKENS, WORDS, rows_with
 
 Spec = dict[str, Any]
 
-TOKENS, WORDS = 64, 512
-SHAPE = {
-    "model_type": "llama", "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": TOKENS, "tie_word_embeddings": False,
-}  # fmt: skip
 TINY: dict[str, Any] = {
     "run": {"name": "tiny", "seed": 7},
     "model": {"from_config": SHAPE, "tokenizer": "none.json", "precision": "fp32"},
@@ -54,16 +52,6 @@ TINY: dict[str, Any] = {
     "evaluation": {"every_steps": 2, "micro_batch_size": 2},
     "phases": [{"name": "one", "sources": "none.jsonl", "max_steps": 4}],
 }  # fmt: skip
-
-
-def rows_with(labels: list[int], seed: int = 0) -> Blocks:
-    """A row of 64 tokens for each number, so many of them with a label; the others are context."""
-    rows = len(labels)
-    tokens = np.random.default_rng(seed).integers(3, WORDS, rows * TOKENS)
-    context = TOKENS - np.array(labels, np.int64)
-    length = np.full(rows, TOKENS)
-    slices = Slices(np.zeros(rows, np.int64), np.arange(rows) * TOKENS, length, context, np.zeros(rows, bool))
-    return Blocks([tokens], slices, np.arange(rows + 1), Shape(TOKENS, 1, 2))
 
 
 def config_of(spec: Spec) -> dict[str, Any]:
@@ -135,9 +123,41 @@ class Bench(worker.PhaseRun):
 
     def _begin(self) -> None:
         super()._begin()
+        self.evaluations = self._evaluations() if "batches" in self.spec else {}
         if self.rank.number == self.spec.get("moves_base_of_rank"):
             frozen = next(weight for weight in self.model.parameters() if not weight.requires_grad)
             getattr(frozen, "ds_tensor", frozen).data.view(-1)[3] += 1e-3
+
+    def _evaluations(self) -> dict[str, Any]:
+        """The same sets in batches of several sizes; one row at a time, without our loss; and what that has left."""
+        first = next(module for module in self.model.modules() if not list(module.children()))
+        self.model.train()
+        first.eval()
+        modes, random = [module.training for module in self.model.modules()], torch.get_rng_state()
+        found = {}
+        for rows in self.spec["batches"]:
+            how = {"batch_rows": rows, "rank": self.rank.number, "ranks": self.rank.of, "device": self.device}
+            measured = held_out_losses(self.trainer.model_wrapped, self._losses, self.sets, **how)
+            found[str(rows)] = {name: [each.loss, each.tokens] for name, each in measured.items()}
+        same = modes == [module.training for module in self.model.modules()]
+        unmoved = torch.equal(random, torch.get_rng_state())
+        with torch.no_grad():
+            self.model.eval()
+            sums = {name: self._one_by_one(rows) for name, rows in self.sets.items() if self.spec.get("one_by_one")}
+            self.model.train()
+        return {"found": found, "one by one": sums, "same modes": same, "same random numbers": unmoved}
+
+    def _one_by_one(self, rows: Any) -> tuple[float, float]:
+        """The mean loss over the tokens of a set, as anybody would write it; and over its rows, which is another."""
+        total, tokens, means = 0.0, 0, []
+        for at in range(len(rows)):
+            row = {key: values[None] for key, values in rows[at].items()}
+            inputs = {"input_ids": row["input_ids"], "position_ids": row["position_ids"]}
+            logits = self.trainer.model_wrapped(**inputs, use_cache=False).logits[0, :-1].double()
+            loss, labels = float(cross_entropy(logits, row["labels"][0, 1:], reduction="sum")), row["labels"] != -100
+            total, tokens = total + loss, tokens + int(labels.sum())
+            means.append(loss / max(1, int(labels.sum())))
+        return total / tokens, sum(means) / len(means)
 
     def _evaluate(self) -> Any:
         return {} if self.spec.get("unevaluated") else super()._evaluate()
@@ -145,9 +165,18 @@ class Bench(worker.PhaseRun):
 
 def phases(specs: list[Spec], folder: str) -> list[dict[str, Any]]:
     """Every spec trained, one after the other; the weights of number n are in <folder>/n.safetensors."""
+    gc.freeze()  # what the zygote has imported; else each sweep between phases looks at all of it, for half a second
     quiet()
     rank = join()
+    _leave_no_buffers(rank)
     return [_phase(spec, at, Path(folder), rank) for at, spec in enumerate(specs)]
+
+
+def _leave_no_buffers(rank: Rank) -> None:
+    """DeepSpeed leaves 69 MB of shared memory a rank behind, for ever; once all have opened it, it needs no name."""
+    meet(rank)
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{os.environ['MASTER_PORT']}_{rank.number}"):
+        path.unlink()
 
 
 def _phase(spec: Spec, at: int, folder: Path, rank: Rank) -> dict[str, Any]:
@@ -175,7 +204,7 @@ def _phase(spec: Spec, at: int, folder: Path, rank: Rank) -> dict[str, Any]:
             save_file({name: each.contiguous() for name, each in weights.items()}, folder / f"{at}.safetensors")
         unmoved = all(torch.equal(weights[name], each) for name, each in before.items())
         run.tear_down()
-    told = {"failed": failed, "seen": run.seen, "unmoved": unmoved, "frozen": run.frozen}
+    told = {"failed": failed, "seen": run.seen, "unmoved": unmoved, "evaluations": run.evaluations}
     return {
         "lines": notes.lines,
         "measured": notes.measured,
@@ -222,7 +251,7 @@ def _unseeded() -> Any:
     return mock.patch.object(PhaseTrainer, "_seed", lambda self, place: None)
 
 
-def _packing_in_eval_mode() -> Any:
+def _eval_mode_for_all() -> Any:
     """Every module in eval mode, bitsandbytes' too."""
 
     @contextlib.contextmanager
@@ -234,7 +263,17 @@ def _packing_in_eval_mode() -> Any:
     return mock.patch("phased_cpt.evals.heldout.measuring", measuring)
 
 
-WRONG = {"mean of means": _mean_of_means, "unseeded": _unseeded, "eval mode for all": _packing_in_eval_mode}
+def _unchecked() -> Any:
+    """Nobody looks at the loss."""
+    return mock.patch.object(PhaseTrainer, "_require_finite", lambda self, places, loss: None)
+
+
+WRONG = {
+    "unchecked": _unchecked,
+    "mean of means": _mean_of_means,
+    "unseeded": _unseeded,
+    "eval mode for all": _eval_mode_for_all,
+}
 
 
 # Without DeepSpeed, without the Trainer, without our loss -------------------------------------------------------------
@@ -292,3 +331,86 @@ def _loaded(job: Job, phase: Any) -> nn.Module:
         tell=lambda message: None,
     )
     return adapt(base, None, phase.settings.lora, seed_of("adapter", phase.seed, phase.name) % 2**63).train()
+
+
+# Checks on models alone -----------------------------------------------------------------------------------------------
+
+
+class WithoutPositions(nn.Module):
+    """A model that is told where its documents begin, and does not listen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
+        return self.model(input_ids=input_ids, use_cache=use_cache)
+
+
+def _maskless(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **others: Any) -> Any:
+    """An attention that is causal and throws away the mask, as kernels do that know of no documents."""
+    return sdpa_attention_forward(module, query, key, value, None, **others)
+
+
+def leaks() -> dict[str, float]:
+    """How much of a document leaks into the next, by model and attention."""
+    AttentionInterface.register("maskless", _maskless)
+    AttentionMaskInterface.register("maskless", sdpa_mask)
+    found = {}
+    for attention in ("eager", "sdpa", "maskless"):
+        for name, model in _models(attention).items():
+            found[f"{name}, {attention}"] = leak(model, WORDS, TOKENS, torch.device("cpu"))
+    found["llama, deaf"] = leak(WithoutPositions(_models("sdpa")["llama"]), WORDS, TOKENS, torch.device("cpu"))
+    return found
+
+
+def _models(attention: str) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    gpt2 = AutoConfig.for_model("gpt2", vocab_size=WORDS, n_positions=TOKENS, n_embd=32, n_layer=2, n_head=4)
+    llama = AutoConfig.for_model(**SHAPE)
+    configs = {"llama": llama, "gpt2": gpt2}
+    return {
+        name: AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        for name, config in configs.items()
+    }
+
+
+class Parts(nn.Module):
+    """Some weights that learn, and some that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.forgotten, self.experts = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.forgotten.bias.requires_grad_(False)
+
+
+def reached() -> list[Any]:
+    """What is said of weights without a gradient: of a layer that is not used, and of an expert."""
+    model, said = Parts(), []
+    for used in (("used",), ("used", "forgotten"), ("used", "forgotten", "experts")):
+        learning = Learning(model, {})
+        sum(getattr(model, name)(torch.ones(1, 4)).sum() for name in used).backward()
+        said.append(_said_by(learning.require_reached))
+    return said
+
+
+def moved(names: dict[str, list[int]], still: list[str], step: int) -> Any:
+    """What is said when some weights, given with their shapes, have not moved at a step."""
+    model = nn.Module()
+    for name, shape in names.items():
+        *above, last = name.split(".")
+        inner = model
+        for part in above:
+            if not hasattr(inner, part):
+                setattr(inner, part, nn.Module())
+            inner = getattr(inner, part)
+        setattr(inner, last, nn.Parameter(torch.zeros(shape)))
+    learning = Learning(model, dict.fromkeys(names, 1))
+    return _said_by(learning.require_moved, {name: 1 if name in still else 2 for name in names}, step)
+
+
+def _said_by(check: Any, *arguments: Any) -> Any:
+    try:
+        return check(*arguments)
+    except PhasedCptError as error:
+        return str(error)

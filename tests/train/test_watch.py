@@ -130,7 +130,13 @@ def test_a_scale_that_is_never_found_ends_training() -> None:
     assert Phase(steps=3 * MOST_SKIPPED, skips=now_and_then).go() == 3 * MOST_SKIPPED, "the control"
 
 
-@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+    phase = Phase([5.0, float("nan"), 4.0, float("nan")], evaluated_at=frozenset({2, 4, 6}))
+    phase.go()
+    assert phase.kept == [4]
+
+
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan"), -1.0])
 def test_a_gradient_that_is_not_finite_ends_training(gradient: float) -> None:
     with pytest.raises(Diverged, match="step 2: the gradient is not finite"):
         Phase(gradients={2: gradient}).go()

@@ -1,0 +1,309 @@
+"""What a rank does while it trains a phase: load, train, publish, each step of it in order."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PrinterCallback
+
+from phased_cpt.data.index import open_blocks
+from phased_cpt.data.mixing import seed_of, training_order
+from phased_cpt.errors import PhasedCptError
+from phased_cpt.evals import HOOKS, Measured
+from phased_cpt.job import SMOKE_EVAL_ROWS, Job
+from phased_cpt.model.adapter import adapt, base_of
+from phased_cpt.model.base import head_of, load_base, this_device
+from phased_cpt.model.cost import Cost, cost_of
+from phased_cpt.plan import PhasePlan
+from phased_cpt.published import Source, weights_digest
+from phased_cpt.schedule import evaluation_steps
+from phased_cpt.train.arguments import training_arguments
+from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
+from phased_cpt.train.engine import Rank, device_memory, meet, tear_down
+from phased_cpt.train.loss import chosen_loss, row_losses
+from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, gathered, put_back, trained
+from phased_cpt.train.publish import eval_final, publish, require_sound, saved_names, write_weights
+from phased_cpt.train.rows import Rows
+from phased_cpt.train.trainer import PhaseTrainer, TrainedRows
+from phased_cpt.train.watch import Course, Listener, Watch, told
+
+LEAK = 0.01  # of what a change does without a border between documents; rounding does less, a leak does all of it
+
+
+class PhaseRun:
+    """What a rank holds while it trains a phase."""
+
+    def __init__(self, job: Job, phase: PhasePlan, rank: Rank, listener: Listener) -> None:
+        self.job, self.phase, self.rank, self.listener = job, phase, rank, listener
+        self.folder = job.run.root / phase.folder
+        self.scratch = self.folder / "checkpoints"
+        self.device = this_device()
+        self.blocks = open_blocks(Path(job.train))
+        self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
+        self.arguments = training_arguments(
+            phase, job.deepspeed, self.scratch
+        )  # before the model: ZeRO-3 splits as it loads
+        self.loss = ""
+        assert phase.schedule is not None
+        self._schedule = phase.schedule
+
+    def _held_out(self, folder: Path) -> Rows:
+        blocks = open_blocks(folder)
+        return Rows(blocks.first_rows(SMOKE_EVAL_ROWS) if self.job.smoke else blocks)
+
+    # Start ------------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """The base and the adapter on it."""
+        started = time.monotonic()
+        start, model, settings = self.job.start, self.phase.model, self.phase.settings
+        base = load_base(
+            Path(start.base),
+            precision=model.precision,
+            attention=model.attention,
+            max_tokens=settings.data.max_tokens,
+            storage=model.bnb_4bit_quant_storage if model.use_4bit else None,
+            trust_remote_code=model.trust_remote_code,
+            tell=self.listener.tell,
+        )
+        adapter = Path(start.adapter) if start.adapter else None
+        self.model = adapt(base, adapter, settings.lora, seed_of("adapter", self.phase.seed, self.phase.name) % 2**63)
+        self.head = head_of(base)
+        self.first = before_the_engine(self.model) | self._as_published(Path(start.adapter or start.base))
+        self._tell(
+            f"loaded {start.base} in {time.monotonic() - started:.1f} s, attention {base.config._attn_implementation}"
+        )
+        self._tell(self._trainable())
+
+    def _as_published(self, folder: Path) -> Masters:
+        """The first weights as they are on disk, in fp32: what is loaded into a model may have been rounded."""
+        found = {}
+        names = {
+            saved: name for name, saved in saved_names(self.model, [name for name, _ in trained(self.model)]).items()
+        }
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for saved in names.keys() & set(file.keys()):
+                    tensor = file.get_tensor(saved)
+                    if tensor.dtype == torch.float32:
+                        found[names[saved]] = tensor
+        return found
+
+    def _trainable(self) -> str:
+        sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in self.model.parameters()]
+        learns, every = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        packed = " (4-bit weights are packed two in one)" if self.phase.model.use_4bit else ""
+        return f"trainable parameters: {learns:,} of {every:,}, {learns / every:.2%}{packed}"
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Every step of it."""
+        self.trainer = PhaseTrainer(
+            losses=self._losses,
+            schedule=self._schedule,
+            seed=("dropout", self.phase.seed, self.phase.name),
+            model=self.model,
+            args=self.arguments,
+            train_dataset=TrainedRows(self.blocks, self._order()),
+        )
+        self.watch = self._watch()
+        self.trainer.remove_callback(PrinterCallback)
+        self.trainer.add_callback(self.watch)
+        started = time.monotonic()
+        with self._memory_is_told():
+            self.trainer.train()
+        self.seconds = time.monotonic() - started
+        require_base_unmoved(self.frozen, self.model, self.device, self.rank.of)
+
+    def _order(self) -> Any:
+        phase, rows = self.phase, self.phase.global_rows
+        assert phase.steps is not None and rows is not None
+        return training_order(
+            len(self.blocks),
+            phase.steps * rows,
+            phase.budget.rows(phase.prepared),
+            *phase.data_seed,
+            shuffle=phase.settings.data.shuffle,
+        )
+
+    def _losses(self, batch: dict[str, Tensor]) -> Tensor:
+        joined = base_of(self.model).config._attn_implementation.startswith("flash")
+        return row_losses(self.trainer.model_wrapped, self.head, batch, self.loss, joined)
+
+    def _begin(self) -> None:
+        """The engine is there, and nothing is trained yet."""
+        put_back(self.model, self.first)
+        self.first = {}  # they have served
+        engine = self.trainer.model_wrapped
+        self.loss, why = chosen_loss(self.phase.settings.training.loss, engine, self.head, self.device)
+        self._tell(f"loss: {self.loss}" + (f", because {why}" if why else ""))
+        self._require_isolation(engine)
+        self.sums = bit_sums(self.model)
+        self.frozen = frozen_sum(self.model)
+        self.learning = Learning(self.model, self.sums)
+
+    def _require_isolation(self, engine: nn.Module) -> None:
+        started = time.monotonic()
+        config = base_of(self.model).config
+        found = leak(engine, config.get_text_config().vocab_size, self.phase.settings.data.max_tokens, self.device)
+        self._tell(
+            f"isolation: a document moves the next by {found:.1e} of what it could ({time.monotonic() - started:.1f} s)"
+        )
+        if found > LEAK:
+            kernel = config._attn_implementation
+            what = f"the attention in use ({kernel}) lets documents of a row see each other ({found:.1%})"
+            mend = "take another model.attention, or data.packing: none with one document a row"
+            if self.phase.settings.data.isolate_documents:
+                raise PhasedCptError(f"{what}; {mend}; to go on all the same: data.isolate_documents: false")
+            self._tell(f"{what}; data.isolate_documents: false goes on")
+
+    def _watch(self) -> Watch:
+        phase, evaluation = self.phase, self.phase.settings.evaluation
+        assert phase.steps is not None and phase.global_rows is not None and phase.positions is not None
+        later = sum(each.positions or 0 for each in self.job.plan().phases[phase.number :])
+        return Watch(
+            course=Course(
+                phase=phase.name,
+                steps=phase.steps,
+                evaluated_at=evaluation_steps(phase.steps, evaluation.every_steps, phase.global_rows, len(self.blocks)),
+                main_set=phase.name if phase.name in self.sets else None,
+                patience=evaluation.patience,
+                rows_per_step=phase.global_rows,
+                blocks=len(self.blocks),
+                later_steps=later / (phase.positions / phase.steps),
+            ),
+            listener=self.listener,
+            at_begin=self._begin,
+            evaluate=self._evaluate,
+            check=self._check,
+            keep_best=self._keep_best,
+            tokens_of_step=lambda: self.trainer.step_tokens,
+            utilisation=self._utilisation(),
+            skipped=lambda: bool(self.trainer.accelerator.optimizer_step_was_skipped),
+        )
+
+    def _utilisation(self) -> Any:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        cost: Cost | None = cost_of(base_of(self.model).config, self.phase, self.blocks, gpu, self.rank.of)
+        if cost is None:
+            return lambda speed: {}
+        self._tell(str(cost))
+        return cost.utilisation
+
+    def _evaluate(self) -> dict[str, Measured]:
+        where = {"rank": self.rank.number, "ranks": self.rank.of, "device": self.device}
+        rows = self.phase.settings.evaluation.micro_batch_size
+        found: dict[str, Measured] = {}
+        for hook in HOOKS.values():
+            found |= hook(self.trainer.model_wrapped, self._losses, self.sets, batch_rows=rows, **where)
+        return found
+
+    def _check(self, step: int) -> None:
+        if step == 1:
+            for name in self.learning.require_reached():
+                self._tell(f"no token reached {name} in the first batch")
+        if step <= 2:
+            self.learning.require_moved(bit_sums(self.model), step)
+
+    # Publishing -------------------------------------------------------------------------------------------------------
+
+    def _keep_best(self, step: int) -> None:
+        if self.phase.settings.evaluation.publish == "best":
+            self._write("best")
+
+    def _write(self, name: str) -> Path:
+        """The weights as they are now, under a name of their own. Collective."""
+        masters = gathered(self.model, keep=self.rank.first)
+        target = self.scratch / name
+        if self.rank.first:
+            beside = self.scratch / f".{name}.building"
+            for left in (beside, target):
+                shutil.rmtree(left, ignore_errors=True)
+            write_weights(self.model, masters, beside)
+            os.replace(beside, target)
+        return target
+
+    def publish(self) -> None:
+        """The best weights, or the last, checked and named by what they are."""
+        best = self.watch.best if self.phase.settings.evaluation.publish == "best" else None
+        last = self.trainer.state.global_step
+        folder = self.scratch / "best" if best else self._write("last")
+        expected = {saved: self._shape(name) for name, saved in saved_names(self.model, list(self.sums)).items()}
+        first = {saved: self.sums[name] for name, saved in saved_names(self.model, list(self.sums)).items()}
+        if self.rank.first:
+            require_sound(folder, expected, first)
+            for path in (self.job.run.root / "tokenizer").iterdir():
+                shutil.copy(path, folder)
+            source = self._source(folder, best.step if best else last, "best" if best else "last")
+            self._warn(source)
+            facts = {"phase": source.phase, "step": source.step, "why": source.why, **source.end}
+            if self.sets:
+                eval_final(self.folder, facts | {"start": source.start})
+            place = publish(folder, self.folder, source)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._tell(f"published {place.relative_to(self.job.run.root)}: step {source.step} ({source.why})")
+        meet(self.rank)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        weight = dict(self.model.named_parameters())[name]
+        return tuple(getattr(weight, "ds_shape", weight.shape))
+
+    def _source(self, folder: Path, step: int, how: str) -> Source:
+        measured, main = self.watch.measured, self.phase.name
+        figures = {at: told(main, sets[main]) for at, sets in measured.items() if main in sets}
+        if how == "best":
+            why = "lowest held-out loss"
+        elif self.watch.course.main_set is None:
+            why = "the last step; nothing is held out"
+        else:
+            why = "the last step, as evaluation.publish says"
+        return Source(
+            phase=self.phase.name,
+            fingerprint=self.job.fingerprint,
+            kind="adapter" if self.phase.settings.lora.enabled else "base",
+            digest=weights_digest(folder),
+            step=step,
+            steps=self.trainer.state.global_step,
+            why=why,
+            tokens=self.watch.tokens_seen,
+            seconds=round(self.seconds, 1),
+            start=figures.get(0, {}),
+            end=figures.get(step, {}),
+        )
+
+    def _warn(self, source: Source) -> None:
+        if source.start and source.end and source.end["eval_loss"] >= source.start["eval_loss"]:
+            figures = f"{source.start['eval_loss']:.4f} before, {source.end['eval_loss']:.4f} after"
+            self._tell(f"{source.phase}: has learnt nothing that its held-out documents show ({figures})")
+
+    # Around it --------------------------------------------------------------------------------------------------------
+
+    def tear_down(self) -> None:
+        tear_down(self.trainer)
+        del self.model, self.head, self.learning, self.watch, self.trainer
+
+    def _tell(self, message: str) -> None:
+        self.listener.tell(f"{self.phase.name}: {message}")
+
+    @contextlib.contextmanager
+    def _memory_is_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            training, data = self.phase.settings.training, self.phase.settings.data
+            where = f"out of memory in phase {self.phase.name}, step {self.trainer.state.global_step + 1}"
+            rows = f"{training.micro_batch_size} rows of {data.max_tokens} tokens"
+            mend = (
+                "a smaller training.micro_batch_size or data.max_tokens, deepspeed: zero3 or an offload, model.use_4bit"
+            )
+            raise PhasedCptError(f"{where}: {rows}, {device_memory(self.device)}; try {mend}") from error
