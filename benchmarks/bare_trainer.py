@@ -1,6 +1,6 @@
 """What users would write instead: transformers' Trainer and PEFT under DeepSpeed, with nothing of ours but the rows.
 
-    RANK=… python benchmarks/bare_trainer.py <phase folder>/job.json <file for the times>      (started by train.py)
+RANK=… python benchmarks/bare_trainer.py <phase folder>/job.json <file for the times>      (started by train.py)
 """
 
 import json

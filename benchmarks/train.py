@@ -124,7 +124,9 @@ def main() -> None:
         folder = Path(scratch) / "run"
         assert shared(RANKS)
         print(f"{ROUNDS} pairs, {RANKS} ranks, {STEPS} steps each; median (smallest – largest)\n")
-        print("| ZeRO | ours, s a step | bare, s a step | ratio of a pair | start, ours − bare, s | of it isolation and evaluation, s |")
+        print(
+            "| ZeRO | ours, s a step | bare, s a step | ratio of a pair | start, ours − bare, s | of it isolation and evaluation, s |"
+        )
         print("|---|---|---|---|---|---|")
         for stage in ("zero2", "zero3"):
             pairs = [(ours(folder, stage), bare(folder, stage)) for _ in range(ROUNDS)]
@@ -136,7 +138,9 @@ def main() -> None:
                 middle([one["own"] for one, _ in pairs]),
             ]
             print(f"| {stage} | {' | '.join(cells)} |", flush=True)
-        print(f"\nfrom the end of a job to the start of the next: {middle([gaps(folder, 'zero2') for _ in range(3)])} s")
+        print(
+            f"\nfrom the end of a job to the start of the next: {middle([gaps(folder, 'zero2') for _ in range(3)])} s"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The way in: of the command, of `python -m phased_cpt`, and of what `deepspeed --module phased_cpt` starts."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,16 +12,27 @@ STOPPED = 130  # what shells say of a program that Ctrl-C has ended
 
 def main() -> NoReturn:
     """Run a verb. It is imported in here, because a Ctrl-C may come in that fifth of a second, too."""
+    code = STOPPED
     try:
         from phased_cpt.cli import main as run
 
         run(in_ranks=_in_ranks)
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        pass
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    if "phased_cpt.ranks" not in sys.modules:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the libraries of training take three seconds to leave
 
 
 def _in_ranks() -> "Ranks":
     """Torch and all: for processes that train themselves."""
+    from phased_cpt.launchers import before_the_imports
+
+    before_the_imports()
     from phased_cpt.ranks import in_ranks
 
     return in_ranks()

@@ -335,7 +335,10 @@ def main(arguments: list[str] | None = None, in_ranks: Callable[[], Any] | None 
             stream.reconfigure(errors="backslashreplace")  # a name of odd bytes is shown, not an error of its own
     try:
         typed = sys.argv[1:] if arguments is None else arguments
-        app(normalise(typed, get_command(app)), prog_name="phased-cpt", obj=in_ranks)
+        words = normalise(typed, get_command(app))
+        if _is_rank() and os.environ["RANK"] != "0" and words[:1] != ["run"]:
+            sys.exit(0)  # one of them tells it
+        app(words, prog_name="phased-cpt", obj=in_ranks)
     except PhasedCptError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # no permission, no space, a name too long: the system's words, and where

@@ -31,8 +31,9 @@ def train_phase(job: Job, rank: Rank) -> None:
     with swept(), rank_lock(job.run, job.signature), listening(job, phase, rank) as listener:
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
         run = PhaseRun(job, phase, rank, listener)
-        run.load()
-        run.train()
+        with run.memory_is_told():
+            run.load()
+            run.train()
         run.publish()
         run.tear_down()
 
@@ -93,17 +94,17 @@ def main(arguments: list[str]) -> NoReturn:
         code = fail(job, str(error), error.exit_code)
     except BaseException as error:
         traceback.print_exc()
-        code = fail(job, f"{type(error).__name__}: {error}", 1)
+        code = fail(job, f"{type(error).__name__}: {error}", 1, unexpected=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what is left to do is to wait for the libraries: three seconds
 
 
-def fail(job: Job, message: str, code: int) -> int:
+def fail(job: Job, message: str, code: int, *, unexpected: bool = False) -> int:
     """Leave word for the conductor, who tells the user once, whichever ranks have failed."""
     path = job.run.root / job.phase_plan().folder / "logs" / f"failed-{os.environ['RANK']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    word = {"exit_code": code, "message": scrubbed(message), "rank": int(os.environ["RANK"])}
+    word = {"exit_code": code, "message": scrubbed(message), "rank": int(os.environ["RANK"]), "unexpected": unexpected}
     publish_file(path, json.dumps(word).encode())
     return code
 

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import gc
+import logging
 import os
 import socket
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 from phased_cpt.launchers.machine import gpus_here, names_of_gpus
 
 WORKER = "phased_cpt.worker"
-# The collector takes a quarter of the time of the imports, and finds nothing; train.engine.join turns it on again.
-SOON = f"import gc, runpy; gc.disable(); runpy.run_module('{WORKER}', run_name='__main__', alter_sys=True)"
+SOON = (
+    "import runpy; from phased_cpt.launchers import before_the_imports; before_the_imports(); "
+    f"runpy.run_module('{WORKER}', run_name='__main__', alter_sys=True)"
+)
 Environment = dict[str, str]
 
 
@@ -83,6 +87,13 @@ def shared(ranks: int) -> Environment:
 def threads_of_a_rank(ranks: int) -> int:
     """On a CPU, of so many ranks on this machine; ranks that take each other's cores wait for each other, spinning."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+def before_the_imports() -> None:
+    """What a process that is going to load torch does first."""
+    # The collector takes a quarter of the time of the imports, and finds nothing; train.engine.join turns it on again.
+    gc.disable()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a package that nothing needs
 
 
 def free_port() -> int:

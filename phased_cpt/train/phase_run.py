@@ -118,8 +118,7 @@ class PhaseRun:
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(self.watch)
         started = time.monotonic()
-        with self._memory_is_told():
-            self.trainer.train()
+        self.trainer.train()
         self.seconds = time.monotonic() - started
         require_base_unmoved(self.frozen, self.model, self.device, self.rank.of)
 
@@ -157,7 +156,7 @@ class PhaseRun:
         self._tell(
             f"isolation: a document moves the next by {found:.1e} of what it could ({time.monotonic() - started:.1f} s)"
         )
-        if found > LEAK:
+        if not found <= LEAK:  # nor is a leak that is no number
             kernel = config._attn_implementation
             what = f"the attention in use ({kernel}) lets documents of a row see each other ({found:.1%})"
             mend = "take another model.attention, or data.packing: none with one document a row"
@@ -187,8 +186,12 @@ class PhaseRun:
             keep_best=self._keep_best,
             tokens_of_step=lambda: self.trainer.step_tokens,
             utilisation=self._utilisation(),
-            skipped=lambda: bool(self.trainer.accelerator.optimizer_step_was_skipped),
+            skipped=self._skipped,
         )
+
+    def _skipped(self) -> bool:
+        """fp16 overflows now and then, and its step is not taken; with other numbers that is no way to go on."""
+        return self.phase.model.precision == "fp16" and bool(self.trainer.accelerator.optimizer_step_was_skipped)
 
     def _utilisation(self) -> Any:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -294,14 +297,17 @@ class PhaseRun:
         self.listener.tell(f"{self.phase.name}: {message}")
 
     @contextlib.contextmanager
-    def _memory_is_told(self) -> Iterator[None]:
+    def memory_is_told(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not named and "can't allocate memory" not in str(error):
                 raise
             training, data = self.phase.settings.training, self.phase.settings.data
-            where = f"out of memory in phase {self.phase.name}, step {self.trainer.state.global_step + 1}"
+            trainer = getattr(self, "trainer", None)
+            at = f"step {trainer.state.global_step + 1}" if trainer else "loading the model"
+            where = f"out of memory in phase {self.phase.name}, {at}"
             rows = f"{training.micro_batch_size} rows of {data.max_tokens} tokens"
             mend = (
                 "a smaller training.micro_batch_size or data.max_tokens, deepspeed: zero3 or an offload, model.use_4bit"
