@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-STARTED = time.time()
-
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments

@@ -125,9 +125,8 @@ def main() -> None:
         assert shared(RANKS)
         print(f"{ROUNDS} pairs, {RANKS} ranks, {STEPS} steps each; median (smallest – largest)\n")
         print(
-            "| ZeRO | ours, s a step | bare, s a step | ratio of a pair | start, ours − bare, s | of it isolation and evaluation, s |"
-        )
-        print("|---|---|---|---|---|---|")
+            heads = ["ZeRO", "ours, s a step", "bare, s a step", "ratio of a pair", "start, ours − bare, s"]
+            print(f"| {' | '.join([*heads, 'of it isolation and evaluation, s'])} |\n|---|---|---|---|---|---|")
         for stage in ("zero2", "zero3"):
             pairs = [(ours(folder, stage), bare(folder, stage)) for _ in range(ROUNDS)]
             cells = [

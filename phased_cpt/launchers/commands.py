@@ -1,8 +1,8 @@
 """Commands and environment of the ranks of a job, for each way to start them."""
 
 import base64
-import json
 import gc
+import json
 import logging
 import os
 import socket

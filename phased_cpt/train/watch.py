@@ -107,17 +107,19 @@ class Watch(TrainerCallback):
         self._step_began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        step = state.global_step
-        self.tokens_seen += self.tokens_of_step()
-        self._recent = [
-            *self._recent[1 - SMOOTHED_STEPS :],
-            (time.monotonic() - self._step_began, self.tokens_of_step()),
-        ]
+        taken = time.monotonic() - self._step_began, self.tokens_of_step()
+        self.tokens_seen += taken[1]
+        self._recent = [*self._recent[1 - SMOOTHED_STEPS :], taken]
+
+    def _require_sound(self, step: int, gradient: float | None) -> None:
+        """The step that was taken was one; DeepSpeed writes the norm of a gradient that is no number as -1."""
         if self.skipped():
             self._count_skipped(step)
-        else:
-            self.skipped_in_a_row = 0
-            self.check(step - self.skipped_steps)
+            return
+        if gradient is not None and not 0 <= gradient < float("inf"):
+            raise Diverged(step, (), "the gradient")
+        self.skipped_in_a_row = 0
+        self.check(step - self.skipped_steps)
 
     def _count_skipped(self, step: int) -> None:
         """fp16 finds its scale by overflowing; that it never finds one is another thing."""
@@ -132,10 +134,7 @@ class Watch(TrainerCallback):
             return
         step = state.global_step
         self.listener.train(self._line(step, logs))
-        gradient = logs.get("grad_norm")
-        # DeepSpeed writes a norm that is no number as -1.
-        if gradient is not None and not 0 <= gradient < float("inf") and not self.skipped():
-            raise Diverged(step, (), "the gradient")
+        self._require_sound(step, logs.get("grad_norm"))
         if step in self.course.evaluated_at and self.course.main_set is not None:
             self._evaluate(step)
             self._judge(step)

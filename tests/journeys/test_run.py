@@ -81,7 +81,7 @@ def test_a_part_of_a_run(tiny: Tiny, ran: Ran) -> None:
     with pytest.raises(InputError, match="--from two: phase one before it is not done yet"):
         ran(config, first="two")
     assert ran(config, first="one", last="one").trained == ("one",)
-    with pytest.raises(LedgerRefuses, match="learning_rate: was 0.001, is 0.002"):
+    with pytest.raises(LedgerRefuses, match=r"learning_rate: was 0\.001, is 0\.002"):
         ran(tiny(data={"eval_share": 0}, phases=TWO, training={"learning_rate": 2e-3}))
     assert ran(config, first="two", last="two").trained == ("two",)
     before = Path("run/phase1_one/best_adapter/adapter_model.safetensors").stat().st_mtime_ns
