@@ -253,14 +253,15 @@ def test_every_broken_tensor_is_refused_by_name(zygote: Zygote, tmp_path: Path) 
 def spoiled(arguments: list[str]) -> None:
     """In the ranks: the worker, whose disk gives a NaN back."""
     from phased_cpt import worker
+    from phased_cpt.train import phase_run
 
-    write = worker.write_weights
+    write = phase_run.write_weights
 
     def spoiling(model: Any, masters: Any, folder: Path) -> None:
         name = next(iter(masters))
         write(model, masters | {name: masters[name] * float("nan")}, folder)
 
-    worker.write_weights = spoiling
+    phase_run.write_weights = spoiling
     worker.main(arguments)
 
 

@@ -146,7 +146,10 @@ def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(phases: Ph
         assert code == 5 and f"step 1: the loss is not finite (blocks {', '.join(map(str, batches))};" in words
         assert [rank["unmoved"] for rank in each.of_ranks] == [True, True]
         assert each.lines == []
-    assert [rank["unmoved"] for rank in unchecked.of_ranks] == [False, False], "the control: nobody looks at the loss"
+    assert [line["step"] for line in unchecked.lines] == [1], (
+        "the control: nobody looks at the loss, and the step is taken"
+    )
+    assert all(each and "step 1: the gradient is not finite" in each[1] for each in unchecked.failed)
 
 
 def test_a_gradient_that_is_not_finite_stops_every_rank_too(phases: Phases) -> None:
