@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import deepspeed
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -34,6 +35,7 @@ class Clock(TrainerCallback):
 
 
 def main(job: Job, times: Path) -> None:
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     phase = job.phase_plan()
     training, batch, lora = phase.settings.training, phase.batch, phase.settings.lora
     blocks = open_blocks(Path(job.train))

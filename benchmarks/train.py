@@ -118,7 +118,7 @@ def main() -> None:
         print(f"{ROUNDS} pairs, {RANKS} ranks, {STEPS} steps each; median (smallest – largest)\n")
         heads = ["ZeRO", "ours, s a step", "bare, s a step", "ratio of a pair", "start, ours − bare, s"]
         print(f"| {' | '.join([*heads, 'of it isolation and evaluation, s'])} |\n|---|---|---|---|---|---|")
-        for stage in ("zero2", "zero3"):
+        for stage in sys.argv[1:] or ("zero2", "zero3"):
             pairs = [(ours(folder, stage), bare(folder, stage)) for _ in range(ROUNDS)]
             cells = [
                 middle([one["step"] for one, _ in pairs]),

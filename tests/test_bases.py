@@ -78,6 +78,7 @@ def test_random_weights_are_told_by_their_shape_and_seed() -> None:
     assert (one.folder, one.hidden_size, one.size_bytes) == (str(Path("run/random_base").resolve()), 8, 0)
 
 
+@pytest.mark.requirement("L-02")
 def test_a_hub_id_is_found_in_the_cache_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = written(f"hub/models--some--model/snapshots/{commit}", {"config.json": CONFIG})

@@ -80,6 +80,7 @@ def leaves(content: Any) -> Iterator[Any]:
 # Which file -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T-01")
 @pytest.mark.parametrize(
     ("max_tokens", "use_4bit", "fits", "name"),
     [
@@ -162,6 +163,7 @@ def test_a_file_that_is_not_there_is_told_with_what_to_type(write: Write) -> Non
 # What is filled in ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T-01")
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", SHIPPED)

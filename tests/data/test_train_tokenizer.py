@@ -70,6 +70,7 @@ def plain(reference: Reference, text: str) -> list[int]:
 # What is made --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("K-09")
 @pytest.mark.parametrize("text", ROUND, ids=lambda text: ascii(text[:12]))
 def test_any_text_comes_back_as_it_was(folder: Path, text: str) -> None:
     reference = load_tokenizer(str(folder), None, None, folder).reference

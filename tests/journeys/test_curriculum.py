@@ -15,6 +15,7 @@ KINDS = {
 }
 
 
+@pytest.mark.requirement("S-01", "L-01")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_curriculum_runs(kind: str, tiny: Tiny, ran: Ran) -> None:
     outcome = ran(tiny(**KINDS[kind]))

@@ -53,7 +53,7 @@ def require(answer: subprocess.CompletedProcess[str], *trained: int) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.requirement("P-01", "P-05", "S-04")
+@pytest.mark.requirement("P-01", "P-05", "S-04", "T-07")
 def test_one_run_through_four_doors_has_the_weights_of_one_through_one(tiny: Tiny, ran: Ran) -> None:
     config = curriculum(tiny, ZERO2, ZERO3, ZERO2, ZERO3)
     Path("run.json").write_text(json.dumps(config))

@@ -10,7 +10,7 @@ from phased_cpt.conductor import smoke_run_dir
 from phased_cpt.data.blocks import IGNORED
 from phased_cpt.data.index import open_blocks
 from phased_cpt.data.mixing import training_order
-from phased_cpt.errors import InputError, LedgerRefuses
+from phased_cpt.errors import InputError, LedgerRefuses, PhasedCptError
 from phased_cpt.job import Job
 from phased_cpt.ledger import read_record
 from phased_cpt.run_dir import RunDir
@@ -38,7 +38,7 @@ def labels(job: Job) -> list[int]:
     return [int((blocks[int(block)]["labels"] != IGNORED).sum()) for block in order]
 
 
-@pytest.mark.requirement("G-01", "G-02", "G-03", "E-01", "E-02", "S-03", "P-05", "C-06")
+@pytest.mark.requirement("G-01", "G-02", "G-03", "E-01", "E-02", "S-03", "P-05", "C-06", "L-04")
 def test_every_figure_of_a_run_is_written_once_over_phases_and_calls(tiny: Tiny, ran: Ran) -> None:
     pytest.importorskip("wandb")
     config = tiny(tracking={"wandb": {"enabled": True, "mode": "offline"}}, phases=TWO)
@@ -71,6 +71,8 @@ def test_every_figure_of_a_run_is_written_once_over_phases_and_calls(tiny: Tiny,
     assert seen == [1, 2, 3, 4, 5, 6]
     told = (root / "logs/training.log").read_text()
     assert "phase 2/2 two: step 3/3" in told
+    assert "one: trainable parameters: 8,192 of 606,528, 1.35%" in told
+    assert "one: loss: chunked" in told and "attention sdpa" in told
     assert Path("run/config_resolved.yaml").read_bytes() == resolved
     assert len({path.parent for path in Path().rglob("run.json")}) == 1, "one run folder for all ranks"
 
@@ -140,3 +142,18 @@ def test_a_smoke_run_takes_two_steps_of_every_phase(tiny: Tiny, ran: Ran) -> Non
     assert outcome.run_dir.root == Path("outputs/tiny-smoke"), "beside the runs"
     assert smoke_run_dir(planned(config)) == RunDir(Path("outputs/tiny-smoke"))
     assert not Path("outputs/tiny-smoke").exists(), "each begins in an empty folder"
+
+
+@pytest.mark.requirement("T-05")
+def test_another_optimizer_is_taken_by_its_name_and_one_that_is_none_is_told(tiny: Tiny, ran: Ran) -> None:
+    config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "adamw_torch"})
+    assert ran(config).finished
+    first = Path("run/phase1_one/best_adapter/adapter_model.safetensors").read_bytes()
+    config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "lion_32bit"})
+    config["run"]["dir"] = "other"
+    assert ran(config).finished
+    assert Path("other/phase1_one/best_adapter/adapter_model.safetensors").read_bytes() != first
+    config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "adamw_troch"})
+    config["run"]["dir"] = "none"
+    with pytest.raises(PhasedCptError, match=r"training\.optimizer: the Trainer knows no 'adamw_troch'; did you mean"):
+        ran(config)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from phased_cpt.config import Lora
 from phased_cpt.errors import InputError
 from phased_cpt.model.adapter import adapt
-from phased_cpt.model.base import load_base, make_random_base
+from phased_cpt.model.base import attentions, load_base, make_random_base
 from phased_cpt.train.publish import require_sound, saved_names, write_weights
 
 TINY = {
@@ -143,3 +143,30 @@ def test_random_weights_are_those_of_their_seed(base: Path, tmp_path: Path) -> N
 def test_an_attention_that_cannot_be_used_is_refused(base: Path) -> None:
     with pytest.raises(InputError, match=r"model\.attention: flash_attention_2 cannot be used"):
         loaded(base, attention="flash_attention_2")
+
+
+@pytest.mark.requirement("T-06")
+@pytest.mark.parametrize(
+    ("on_gpu", "installed", "precision", "tokens", "tried"),
+    [
+        (True, {"flash_attn"}, "bf16", 32768, ["flash_attention_2", "flex_attention", "sdpa", "eager"]),
+        (
+            True,
+            {"flash_attn", "flash_attn_interface"},
+            "bf16",
+            512,
+            ["flash_attention_3", "flash_attention_2", "sdpa", "eager"],
+        ),
+        (True, {"flash_attn"}, "fp32", 512, ["sdpa", "eager"]),
+        (True, set(), "bf16", 32768, ["flex_attention", "sdpa", "eager"]),
+        (True, set(), "bf16", 8192, ["sdpa", "eager"]),
+        (False, {"flash_attn"}, "bf16", 32768, ["sdpa", "eager"]),
+    ],
+)
+def test_auto_tries_the_fastest_attention_that_is_there_first(
+    on_gpu: bool, installed: set[str], precision: str, tokens: int, tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+    assert list(attentions("auto", precision, tokens)) == tried
+    assert list(attentions("eager", precision, tokens)) == ["eager"], "what is asked for is all that is tried"

@@ -75,6 +75,7 @@ def test_the_sinks_are_these(tmp_path: Path) -> None:
     assert len(files) == 4
 
 
+@pytest.mark.requirement("G-04")
 @pytest.mark.parametrize("method", ["train", "evaluated", "tell", "close"])
 @pytest.mark.parametrize("name", SINKS)
 def test_a_sink_that_raises_is_told_once_and_the_others_go_on(

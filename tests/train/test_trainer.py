@@ -111,7 +111,7 @@ def test_the_empty_rows_change_nothing(phases: Phases, plain: Plain) -> None:
 # The learning rate ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.requirement("T-02")
+@pytest.mark.requirement("T-02", "S-07")
 def test_the_learning_rate_of_a_step_is_that_of_the_plan(phases: Phases) -> None:
     shapes = {
         "cosine": Schedule("cosine", 1e-3, 6, warmup_steps=2, min_ratio=0.1),
