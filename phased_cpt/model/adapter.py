@@ -13,6 +13,11 @@ from phased_cpt.config import Lora
 from phased_cpt.errors import InputError
 
 
+# The engine keeps fp32 masters anyway. PEFT would compute with the adapter in fp32, and ZeRO-3 leaves it at that: each
+# activation before an adapter would be copied to fp32, too.
+FP32_ADAPTER = False
+
+
 def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -> PreTrainedModel | PeftModel:
     """The model as it is trained: base frozen and adapter trainable, or every weight."""
     if not lora.enabled:
@@ -32,7 +37,7 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, autocast_adapter_dtype=FP32_ADAPTER)
     except ValueError as error:
         raise InputError(f"lora.target_modules: {error}") from None
 
@@ -40,7 +45,7 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
 def _continued(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter of a folder, all of it: of what does not fit, PEFT leaves a part as it was drawn, and only warns."""
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, autocast_adapter_dtype=FP32_ADAPTER)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {reason}") from None
