@@ -30,9 +30,10 @@ def main() -> NoReturn:
 
 def _in_ranks() -> "Ranks":
     """Torch and all: for processes that train themselves."""
-    from phased_cpt.launchers import before_the_imports
+    from phased_cpt.launchers import before_the_imports, shared
 
     before_the_imports()
+    os.environ |= shared(int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
     from phased_cpt.ranks import in_ranks
 
     return in_ranks()

@@ -35,6 +35,7 @@ from phased_cpt.tables import (
     prepared_facts,
     prepared_table,
     shown,
+    smoke_line,
     status_facts,
     status_table,
     summary_facts,
@@ -149,14 +150,19 @@ def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json
             _print(plan_table(counted))
             _print(prepared_table(prepared))
 
-    outcome = conduct(planned, chosen, door, wanted, Bar(), look)
+    try:
+        outcome = conduct(planned, chosen, door, wanted, Bar(), look)
+    except BaseException:
+        if wanted.smoke and chosen.root.exists():
+            sys.stderr.write(f"what the smoke run has left is in {chosen.root}\n")
+        raise
     facts = outcome.run_dir, outcome.plan, outcome.trained
     if as_json:
         run = status_facts(chosen, read_record(chosen), None) | {"published": summary_facts(*facts)}
         _print({"plan": plan_facts(outcome.plan), "run": run})
     else:
-        _print(summary_table(*facts))
-        _print(outcome_line(outcome.finished, outcome.trained, str(chosen.root)) + "\n")
+        _print(summary_table(*facts, places=not wanted.smoke))
+        _print(smoke_line(outcome.trained) if wanted.smoke else outcome_line(*facts, outcome.finished))
     if wanted.smoke:
         shutil.rmtree(chosen.root)
 

@@ -77,8 +77,7 @@ class LaunchedJobs:
             raise InputError(
                 f"launch.launcher: {self.launcher} trains in the process that is called; use the command line"
             )
-        path = job.write()
-        launched(LAUNCHERS[self.launcher](path, self.ranks), path.parent / "logs")
+        launched(LAUNCHERS[self.launcher](job.path, self.ranks), job.path.parent / "logs")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def train(config: RunConfig | Path | str, *, new: bool = False, wanted: Wanted |
 def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look) -> Outcome:
     """Bring a run to its end, or as far as is wanted."""
     _require_phases(plan, wanted)
-    _require_goes_on(run_dir, plan, wanted)
+    _require_goes_on(run_dir, _counted(plan, door.ranks), wanted)
     base = find_base(plan, run_dir.root.resolve(), cache_folder(plan))
     files = {phase.name: filled_file(phase, base) for phase in _counted(plan, door.ranks).phases}
     prepared = prepare(plan, watcher)  # hours, it may be; what is wrong above is told before
@@ -112,13 +111,14 @@ def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Wa
     look(prepared, plan)
     with run_lock(run_dir) as signature:
         ledger = Ledger.open(run_dir, plan, redo_from=wanted.redo_from)
+        if done := [phase.name for phase in ledger.record.phases if phase.state == "done"]:
+            watcher.tell(f"going on in {run_dir.root}: {', '.join(done)} done already")
         run = Run(plan, prepared, base, files, ledger, signature, door, wanted.smoke, watcher.tell)
         _keep_tokenizer(run_dir, prepared.tokenizer)
         start, trained = base.weights, []
         for phase in plan.phases[: _index(plan, wanted.last, len(plan.phases)) + 1]:
             inputs = run.inputs(phase, start)
             if not ledger.is_done(phase, inputs):
-                _require_wanted(phase, plan, wanted)
                 run.phase(phase, inputs)
                 trained.append(phase.name)
             start = ledger.published_by(phase)
@@ -170,10 +170,17 @@ class Run:
         processes = f"{self.door.ranks} process{'es' if self.door.ranks > 1 else ''}"
         self.tell(f"phase {phase.number}/{len(self.plan.phases)} {phase.name}: starting in {processes}")
         failure: PhasedCptError | None = None
+        job = self._job(phase, start, fingerprint)
+        job.write()
         try:
-            self.door.train(self._job(phase, start, fingerprint))
+            self.door.train(job)
         except PhasedCptError as error:
             failure = error  # which is no proof that nothing was published
+        except KeyboardInterrupt:
+            self.tell(
+                f"stopped in phase {phase.name}: the same command begins it anew; what is done before it stays done"
+            )
+            raise
         there = published_weights(self.root, phase.folder, fingerprint, start)
         if there is None:
             raise failure or PhasedCptError(f"phase {phase.name} ended without publishing; see {phase.folder}/logs")
@@ -228,18 +235,17 @@ def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> None:
     """What the ledger will refuse anyway is refused before the data is made."""
     record = read_record(run_dir)
     if record is not None:
-        reconcile(record, plan, wanted.redo_from, next_archive(run_dir))
+        record = reconcile(record, plan, wanted.redo_from, next_archive(run_dir))
     elif wanted.redo_from is not None:
         raise InputError("--redo-from: no run has begun yet that could be redone; leave it out")
+    done = {phase.name for phase in record.phases if phase.state == "done"} if record else set()
+    for phase in plan.phases[: _index(plan, wanted.first, 0)]:
+        if phase.name not in done:
+            raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
 
 
 def _index(plan: Plan, name: str | None, otherwise: int) -> int:
     return plan.phase(name).number - 1 if name else otherwise
-
-
-def _require_wanted(phase: PhasePlan, plan: Plan, wanted: Wanted) -> None:
-    if phase.number - 1 < _index(plan, wanted.first, 0):
-        raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
 
 
 def _counted(plan: Plan, ranks: int, prepared: PreparedRun | None = None) -> Plan:

@@ -59,11 +59,13 @@ class Job:
     def phase_plan(self) -> PhasePlan:
         return self.plan().phase(self.phase)
 
-    def write(self) -> Path:
-        path = self.run.root / self.phase_plan().folder / "job.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        publish_file(path, json.dumps(asdict(self), indent=1).encode())
-        return path
+    @property
+    def path(self) -> Path:
+        return self.run.root / self.phase_plan().folder / "job.json"
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        publish_file(self.path, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
     def read(cls, path: Path) -> "Job":

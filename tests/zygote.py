@@ -79,7 +79,7 @@ class ForkedJobs:
     first: tuple[Any, ...] = ()  # arguments of a program of the test's own, before those of the worker
 
     def train(self, job: Job) -> None:
-        path = job.write()
+        path = job.path
         logs = path.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         for left in logs.glob("failed-*.json"):

@@ -11,7 +11,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -209,7 +208,7 @@ def _become_worker(work: Work, parts: Path, parent: int) -> None:
     _here = work, parts
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(1)
+        os._exit(1)  # it is gone: nobody is left to be told, and an exception would be printed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 

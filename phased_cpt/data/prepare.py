@@ -38,7 +38,11 @@ def prepare(plan: Plan, watcher: Watcher | None = None, workers: int | None = No
         _require_buildable(phase)
     _require_sources(plan)
     cache = cache_folder(plan)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = "name another with run.output_dir, or run.cache_dir"
+        raise InputError(f"{cache}: cannot be written to ({error.strerror}); {mend}") from None
     tokenizer = _tokenizer(plan, cache)
     watcher, workers = watcher or Unwatched(), workers or len(os.sched_getaffinity(0))
     shop = Workshop(tokenizer, Backends(tokenizer, cache, watcher.tell), cache, workers, watcher)

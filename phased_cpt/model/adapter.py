@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from phased_cpt.config import Lora
 from phased_cpt.errors import InputError
 
-
 # The engine keeps fp32 masters anyway. PEFT would compute with the adapter in fp32, and ZeRO-3 leaves it at that: each
 # activation before an adapter would be copied to fp32, too.
 FP32_ADAPTER = False

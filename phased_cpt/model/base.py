@@ -124,5 +124,7 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
         raise InputError(f"model.from_config: no model can be made of it: {reason}") from None
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.building")
     model.save_pretrained(beside)
+    for path in beside.iterdir():
+        path.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(beside, folder)
     sync_folder(folder.parent)

@@ -3,7 +3,7 @@
 from phased_cpt.tables.data import prepared_facts, prepared_table, trained_tokenizer
 from phased_cpt.tables.plan import config_facts, plan_facts, plan_table
 from phased_cpt.tables.status import status_facts, status_table
-from phased_cpt.tables.summary import outcome_line, summary_facts, summary_table
+from phased_cpt.tables.summary import outcome_line, smoke_line, summary_facts, summary_table
 from phased_cpt.tables.words import shown
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "prepared_facts",
     "prepared_table",
     "shown",
+    "smoke_line",
     "status_facts",
     "status_table",
     "summary_facts",

@@ -28,31 +28,28 @@ def summary_facts(run_dir: RunDir, plan: Plan, trained: tuple[str, ...]) -> list
     return found
 
 
-def summary_table(run_dir: RunDir, plan: Plan, trained: tuple[str, ...]) -> RenderableType:
+def summary_table(run_dir: RunDir, plan: Plan, trained: tuple[str, ...], places: bool = True) -> RenderableType:
     """A line a phase: perplexity before and after, tokens, time; and where everything is."""
     table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("")
     table.add_column("phase")
-    for name in ("perplexity before", "after", "published step", "tokens", "time", "tokens/s"):
+    for name in ("perplexity", "after", "step", "tokens", "time"):
         table.add_column(name, justify="right")
-    table.add_column("published")
     for phase in plan.phases:
         there = read_source(run_dir.root / phase.folder)
         if there is not None:
-            place, source = there
-            table.add_row(str(phase.number), phase.name, *_figures(source), f"{phase.folder}/{place.name}")
-    return Group(table, "", *_places(run_dir))
+            table.add_row(str(phase.number), phase.name, *_figures(there[1]))
+    return Group(table, "", *(_places(run_dir) if places else ()))
 
 
 def _figures(source: Source) -> tuple[str, ...]:
-    seconds = max(source.seconds, 0.1)
+    worse = source.start and source.end and source.end["eval_loss"] >= source.start["eval_loss"]
     return (
         _perplexity(source.start),
-        _perplexity(source.end),
+        _perplexity(source.end) + (" (worse)" if worse else ""),
         f"{source.step} of {source.steps}",
         f"{source.tokens:,}",
         clock(source.seconds),
-        f"{source.tokens / seconds:,.0f}",
     )
 
 
@@ -71,7 +68,7 @@ def clock(seconds: float) -> str:
 
 def _places(run_dir: RunDir) -> list[Text]:
     what = {
-        "run.json": "what is done",
+        "run.json": "what is done; what a phase has published is in its folder",
         "logs/training.log": "what was told; each phase has logs/train.jsonl and logs/eval.jsonl",
         "tensorboard": "tensorboard --logdir",
         "final_model": "the last weights, with the tokenizer",
@@ -80,9 +77,14 @@ def _places(run_dir: RunDir) -> list[Text]:
     return [Text.assemble((str(path), "bold"), f"  {words}") for path, words in there]
 
 
-def outcome_line(finished: bool, trained: tuple[str, ...], place: str) -> str:
+def outcome_line(run_dir: RunDir, plan: Plan, trained: tuple[str, ...], finished: bool) -> str:
     """How a call of `run` ended."""
     if finished:
-        return f"the run is done: {place}" if trained else f"nothing to do: every phase is done in {place}"
+        return f"the run is done: {run_dir.root}\n" if trained else f"nothing to do: {run_dir.root} is done\n"
     told = f"trained {', '.join(trained)}" if trained else "nothing to do here"
-    return f"{told}; the rest of the curriculum is still to come: {place}"
+    return f"{told}; the rest of the curriculum is still to come: {run_dir.root}\n"
+
+
+def smoke_line(trained: tuple[str, ...]) -> str:
+    """How a smoke run ended."""
+    return f"smoke passed: a few steps of {', '.join(trained)}; the folder is removed; without --smoke it trains\n"

@@ -41,7 +41,7 @@ def leak(model: nn.Module, vocabulary: int, max_tokens: int, device: torch.devic
 
     with torch.no_grad(), measuring(model):
         control = moved(together)
-        return moved(apart) / control if control else 0.0
+        return moved(apart) / control if control != 0 else 0.0
 
 
 def _logits(model: Callable[..., Any], ids: Tensor, positions: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """What a rank does while it trains a phase: load, train, publish, each step of it in order."""
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -47,9 +48,8 @@ class PhaseRun:
         self.device = this_device()
         self.blocks = open_blocks(Path(job.train))
         self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
-        self.arguments = training_arguments(
-            phase, job.deepspeed, self.scratch
-        )  # before the model: ZeRO-3 splits as it loads
+        # Before the model: under ZeRO-3 it is split while it is loaded.
+        self.arguments = training_arguments(phase, job.deepspeed, self.scratch)
         self.loss = ""
         assert phase.schedule is not None
         self._schedule = phase.schedule
@@ -156,7 +156,11 @@ class PhaseRun:
         self._tell(
             f"isolation: a document moves the next by {found:.1e} of what it could ({time.monotonic() - started:.1f} s)"
         )
-        if not found <= LEAK:  # nor is a leak that is no number
+        if math.isnan(found):
+            raise PhasedCptError(
+                "the model's logits are not finite before it is trained; look at the base it starts from"
+            )
+        if found > LEAK:
             kernel = config._attn_implementation
             what = f"the attention in use ({kernel}) lets documents of a row see each other ({found:.1%})"
             mend = "take another model.attention, or data.packing: none with one document a row"
@@ -285,7 +289,9 @@ class PhaseRun:
     def _warn(self, source: Source) -> None:
         if source.start and source.end and source.end["eval_loss"] >= source.start["eval_loss"]:
             figures = f"{source.start['eval_loss']:.4f} before, {source.end['eval_loss']:.4f} after"
-            self._tell(f"{source.phase}: has learnt nothing that its held-out documents show ({figures})")
+            self._tell(
+                f"careful: its held-out documents are worse than before, and the next phase starts here ({figures})"
+            )
 
     # Around it --------------------------------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ def test_another_optimizer_is_taken_by_its_name_and_one_that_is_none_is_told(tin
     config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "adamw_torch"})
     assert ran(config).finished
     first = Path("run/phase1_one/best_adapter/adapter_model.safetensors").read_bytes()
-    config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "lion_32bit"})
+    config = tiny(data={"eval_share": 0}, phases=TWO[:1], training={"optimizer": "paged_adamw_8bit"})
     config["run"]["dir"] = "other"
     assert ran(config).finished
     assert Path("other/phase1_one/best_adapter/adapter_model.safetensors").read_bytes() != first
