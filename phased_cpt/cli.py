@@ -113,7 +113,8 @@ def run(
         raise InputError("--phase stands for --from and --until; give it alone, or those two")
     if dry_run:
         if os.environ.get("RANK", "0") == "0":
-            _print_dry_run(_plan(config, [*(set_ or []), *chosen_launcher], run_dir), new, redo_from, as_json)
+            planned = _on_ranks(_plan(config, [*(set_ or []), *chosen_launcher], run_dir))
+            _print_dry_run(planned, new, redo_from, as_json)
         return
     with contextlib.ExitStack() as leaving:
         ranks = _ranks(context, leaving) if _is_rank() else None
@@ -135,6 +136,13 @@ def _ranks(context: typer.Context, leaving: contextlib.ExitStack) -> "Door":
 def _is_rank() -> bool:
     """Whether a launcher has started this process beside others."""
     return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def _on_ranks(planned: Plan) -> Plan:
+    """The plan for the processes that would train it, whatever launch.num_gpus says."""
+    alone = 1 if planned.config.launch.launcher == "inline" else None
+    ranks = int(os.environ["WORLD_SIZE"]) if _is_rank() else alone
+    return make_plan(Loaded(planned.config, planned.places), ranks)
 
 
 def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:

@@ -157,3 +157,13 @@ def test_another_optimizer_is_taken_by_its_name_and_one_that_is_none_is_told(tin
     config["run"]["dir"] = "none"
     with pytest.raises(PhasedCptError, match=r"training\.optimizer: the Trainer knows no 'adamw_troch'; did you mean"):
         ran(config)
+
+
+def test_the_processes_that_are_there_count_and_not_those_that_are_written(tiny: Tiny, ran: Ran) -> None:
+    """As when a file says four GPUs, and `deepspeed --num_gpus=2` is typed: twice the same is the same."""
+    config = tiny(data={"eval_share": 0}, launch={"num_gpus": 4}, phases=TWO[:1])
+    config["training"] |= {"gradient_accumulation_steps": 2, "global_batch_size": None}
+    assert ran(config, ranks=2).finished
+    assert ran(config, ranks=2).trained == ()
+    with pytest.raises(LedgerRefuses, match="global_batch_size: was 8, is 4"):
+        ran(config, ranks=1)
