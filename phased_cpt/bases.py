@@ -5,6 +5,7 @@ pinned to the commit that was found.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from phased_cpt.config.schema import Lora
+from phased_cpt.data.cache import sha256_of
 from phased_cpt.data.files import is_hub_id
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import Adapter, Weights
@@ -68,22 +70,25 @@ class Base:
         return Weights.model_validate(found | ({"commit": self.commit} if self.commit else {}))  # kept, not compared
 
 
-def find_base(plan: Plan, run_root: Path, cache: Path) -> Base:
-    """The base of a run, on the disk, with its digest."""
+def find_base(plan: Plan, run_root: Path, cache: Path, *, afresh: bool = False) -> Base:
+    """The base of a run, on the disk, with its digest; `afresh`: of its bytes now, whatever is remembered of them."""
     model = plan.config.model
-    memory = cache / "bases.json"
+    memory = None if afresh else cache / "bases.json"
     if model.from_config is not None:
         shape = _shape(model.from_config)
         return Base(str(run_root / RANDOM), digest_of(["random", shape, plan.config.run.seed]), shape)
     assert model.name is not None
     folder, commit = _found(model.name, model.revision, "model.name")
     _require_model(folder, model.name)
+    if commit and afresh:
+        _require_blobs(folder, model.name)
     digest = _hub_digest(folder, commit) if commit else weights_digest(folder, memory)
     if model.adapter is None:
         return Base(str(folder), digest, commit=commit)
     adapter, _ = _found(model.adapter, None, "model.adapter")
     _require_adapter(adapter, plan)
-    return Base(str(folder), digest, None, commit, str(adapter), weights_digest(adapter, cache / "adapters.json"))
+    remembered = None if afresh else cache / "adapters.json"
+    return Base(str(folder), digest, None, commit, str(adapter), weights_digest(adapter, remembered))
 
 
 def _shape(given: dict[str, Any] | str) -> dict[str, Any]:
@@ -123,6 +128,14 @@ def _hub_digest(snapshot: Path, commit: str) -> str:
         path for path in snapshot.iterdir() if path.suffix in (".safetensors", ".bin") or path.name == "config.json"
     )
     return digest_of([commit, {path.name: path.resolve().name for path in files}])
+
+
+def _require_blobs(snapshot: Path, name: str) -> None:
+    """The large files of the cache are what they are called: by their sha256."""
+    for path in snapshot.iterdir():
+        blob = path.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
+            raise InputError(f"model.name: {name}: {blob} is damaged; delete it, and it is downloaded again")
 
 
 def _require_model(folder: Path, name: str) -> None:

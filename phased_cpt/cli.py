@@ -27,6 +27,7 @@ from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, next_archiv
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.run_dir import RunDir
+from phased_cpt.stopping import heard
 from phased_cpt.tables import (
     config_facts,
     outcome_line,
@@ -44,8 +45,8 @@ from phased_cpt.tables import (
 )
 
 if TYPE_CHECKING:
-    from phased_cpt.conductor import Door
     from phased_cpt.data.prepared import PreparedRun
+    from phased_cpt.doors import Door
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -96,6 +97,16 @@ def run(
     from_: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin at this phase.")] = None,
     until: Annotated[str | None, typer.Option(metavar="PHASE", help="Stop after this phase.")] = None,
     phase: Annotated[str | None, typer.Option(metavar="PHASE", help="Train this phase alone.")] = None,
+    steps_today: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take N optimizer steps at most now, then save and stop.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", min=0.001, help="Save and stop after M minutes.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="Go on from this checkpoint (a step, or a folder), or from none."),
+    ] = None,
     launcher: Annotated[
         str | None, typer.Option(metavar="NAME", help="local, deepspeed, torchrun or inline (launch.launcher).")
     ] = None,
@@ -121,7 +132,8 @@ def run(
         planned = _plan(config, [*(set_ or []), *chosen_launcher], run_dir)
         if planned.config.launch.launcher == "inline" and ranks is None:
             ranks = _ranks(context, leaving)
-        _run(planned, ranks, Wanted(redo_from, from_ or phase, until or phase, smoke), new, as_json)
+        wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke)
+        _run(planned, ranks, wanted, new, as_json)
 
 
 def _ranks(context: typer.Context, leaving: contextlib.ExitStack) -> "Door":
@@ -146,8 +158,14 @@ def _on_ranks(planned: Plan) -> Plan:
 
 
 def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+    with heard():  # a stop while the rest is imported, too
+        _conducted(planned, ranks, wanted, new, as_json)
+
+
+def _conducted(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
     # numpy and tokenizers take a third of a second, which the verbs without data do not wait for.
-    from phased_cpt.conductor import LaunchedJobs, conduct, smoke_run_dir
+    from phased_cpt.conductor import conduct, smoke_run_dir
+    from phased_cpt.doors import LaunchedJobs
     from phased_cpt.progress import Bar
 
     chosen = smoke_run_dir(planned) if wanted.smoke else choose_run_dir(planned, new=new)

@@ -9,10 +9,12 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from phased_cpt import deepspeed_file
 from phased_cpt.bases import Base, find_base
@@ -22,9 +24,10 @@ from phased_cpt.data.prepare import cache_folder, prepare
 from phased_cpt.data.prepared import PreparedRun
 from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.data.watch import Unwatched, Watcher
-from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.doors import Door, LaunchedJobs
+from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.job import SMOKE_STEPS, Job, Start
-from phased_cpt.launchers import LAUNCHERS, gpus_here, launched, ranks_here
+from phased_cpt.launchers import gpus_here
 from phased_cpt.ledger import (
     Inputs,
     Ledger,
@@ -39,45 +42,16 @@ from phased_cpt.ledger import (
 from phased_cpt.ledger.fingerprint import fingerprint_of
 from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
 from phased_cpt.published import MARKER, published_weights, read_source, require_published
-from phased_cpt.run_dir import RunDir, publish_file
+from phased_cpt.run_dir import CHECKPOINTS, RunDir, copied, publish_file
+from phased_cpt.sealed import Sealed, clear_after, named, newest
+from phased_cpt.stopping import Stopping, heard
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+BACK_OFF_SECONDS = 5.0  # times the tries so far
 FREE_FOR_THE_BASE = 0.6  # of a GPU's memory; the rest is for activations and what is trained
 
 
 Look = Callable[[PreparedRun, Plan], None]  # shows the user what is about to be trained
-
-
-class Door(Protocol):
-    """How a run trains a phase: through a launcher, or in the ranks that are there."""
-
-    @property
-    def ranks(self) -> int: ...
-
-    def train(self, job: Job) -> None: ...
-
-
-@dataclass(frozen=True)
-class LaunchedJobs:
-    """The first door: a phase is a job of fresh processes."""
-
-    launcher: str
-    ranks: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> "LaunchedJobs":
-        launch = plan.config.launch
-        if gpus_here() and (launch.num_gpus or 1) > len(gpus_here()):
-            what = f"launch.num_gpus is {launch.num_gpus}, and {len(gpus_here())} GPUs are visible here"
-            raise InputError(f"{what}; lower it, or look at CUDA_VISIBLE_DEVICES")
-        return cls(launch.launcher, ranks_here(launch.num_gpus))
-
-    def train(self, job: Job) -> None:
-        if self.launcher not in LAUNCHERS:
-            raise InputError(
-                f"launch.launcher: {self.launcher} trains in the process that is called; use the command line"
-            )
-        launched(LAUNCHERS[self.launcher](job.path, self.ranks), job.path.parent / "logs")
 
 
 @dataclass(frozen=True)
@@ -99,10 +73,20 @@ def train(config: RunConfig | Path | str, *, new: bool = False, wanted: Wanted |
 
 
 def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look) -> Outcome:
-    """Bring a run to its end, or as far as is wanted."""
+    """Bring a run to its end, or as far as is wanted; asked to stop, leave it so that the same call goes on."""
+    with heard() as stop:
+        if wanted.minutes:
+            stop.stop_in(wanted.minutes * 60)
+        return _conduct(plan, run_dir, door, wanted, watcher, look, stop)
+
+
+def _conduct(
+    plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look, stop: Stopping
+) -> Outcome:
     _require_phases(plan, wanted)
-    _require_goes_on(run_dir, _counted(plan, door.ranks), wanted)
-    base = find_base(plan, run_dir.root.resolve(), cache_folder(plan))
+    half_done = _require_goes_on(run_dir, _counted(plan, door.ranks), wanted)
+    _require_writable(run_dir)
+    base = find_base(plan, run_dir.root.resolve(), cache_folder(plan), afresh=half_done)
     files = {phase.name: filled_file(phase, base) for phase in _counted(plan, door.ranks).phases}
     prepared = prepare(plan, watcher)  # hours, it may be; what is wrong above is told before
     base.require_ids(prepared.tokenizer.vocabulary, prepared.tokenizer.name)
@@ -113,14 +97,15 @@ def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Wa
         ledger = Ledger.open(run_dir, plan, redo_from=wanted.redo_from)
         if done := [phase.name for phase in ledger.record.phases if phase.state == "done"]:
             watcher.tell(f"going on in {run_dir.root}: {', '.join(done)} done already")
-        run = Run(plan, prepared, base, files, ledger, signature, door, wanted.smoke, watcher.tell)
+        run = Run(plan, prepared, base, files, ledger, signature, door, wanted, stop, watcher.tell)
         _keep_tokenizer(run_dir, prepared.tokenizer)
-        start, trained = base.weights, []
+        start, trained, steps = base.weights, [], 0
         for phase in plan.phases[: _index(plan, wanted.last, len(plan.phases)) + 1]:
             inputs = run.inputs(phase, start)
             if not ledger.is_done(phase, inputs):
-                run.phase(phase, inputs)
+                steps += run.phase(phase, inputs, steps)
                 trained.append(phase.name)
+            run.clear(phase)
             start = ledger.published_by(phase)
         if ledger.is_finished:
             _keep_final(run)
@@ -138,7 +123,8 @@ class Run:
     ledger: Ledger
     signature: str
     door: Door
-    smoke: bool
+    wanted: Wanted
+    stop: Stopping
     tell: Callable[[str], None]
 
     @property
@@ -154,41 +140,85 @@ class Run:
             execution={**versions(), "deepspeed": self.files[phase.name]},
         )
 
-    def phase(self, phase: PhasePlan, inputs: Inputs) -> None:
-        """Train a phase, and enter what it has published; or only that, if its end was all that was lost."""
+    def phase(self, phase: PhasePlan, inputs: Inputs, steps_before: int) -> int:
+        """Train a phase, and enter what it has published; or only that, if its end was all that was lost.
+
+        Returns the steps that were taken; `steps_before` were, in this call.
+        """
+        self.stop.require_on()
         require_published(self.root, inputs.start)
         self.ledger.begin(phase, inputs)
         fingerprint = fingerprint_of(phase, inputs).digest
-        there = published_weights(self.root, phase.folder, fingerprint, inputs.start)
+        there, steps = published_weights(self.root, phase.folder, fingerprint, inputs.start), 0
         if there is None:
-            there = self._train(phase, inputs.start, fingerprint)
+            there, steps = self._train(phase, inputs.start, fingerprint, steps_before)
         self.ledger.publish(phase, there)
         self.ledger.require_done(phase)
+        return steps
 
-    def _train(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Weights:
+    def clear(self, phase: PhasePlan) -> None:
+        """What a published phase was saved in on its way."""
+        if not self.plan.config.checkpoint.keep_published:
+            shutil.rmtree(self.root / phase.folder / CHECKPOINTS, ignore_errors=True)
+
+    def _train(self, phase: PhasePlan, start: Weights, fingerprint: str, steps_before: int) -> tuple[Weights, int]:
+        """Until it has published; a job that fails may be followed by others that go on where it was."""
+        if self.wanted.steps_today is not None and steps_before >= self.wanted.steps_today:
+            raise Interrupted(f"{steps_before} steps are taken, as --steps-today says; the same command goes on")
+        first = begin = self._begin(phase, fingerprint, self.wanted.resume)
+        for tries in count(1):
+            failure = self._tried(phase, start, fingerprint, begin, steps_before - self._step_of(first))
+            there = published_weights(self.root, phase.folder, fingerprint, start)
+            if there is not None:
+                found = read_source(self.root / phase.folder)
+                return there, found[1].steps - self._step_of(first) if found else 0
+            if failure is None:
+                raise PhasedCptError(f"phase {phase.name} ended without publishing; see {phase.folder}/logs")
+            if failure.exit_code != 1 or tries > self.plan.config.launch.retries:
+                raise failure
+            before, begin = begin, self._begin(phase, fingerprint, None)
+            if self._step_of(begin) <= self._step_of(before):
+                raise failure  # it would only fail there again
+            self.tell(
+                f"{failure}\ntried again by itself, {tries} of {self.plan.config.launch.retries} (launch.retries)"
+            )
+            time.sleep(BACK_OFF_SECONDS * tries)
+        raise AssertionError("every try returns, raises or goes on")
+
+    def _begin(self, phase: PhasePlan, fingerprint: str, wanted: str | None) -> Sealed | None:
+        """The checkpoint that a phase goes on from; None: it begins."""
+        folder = self.root / phase.folder / CHECKPOINTS
+        if wanted == "none":
+            found = None
+        else:
+            found = named(folder, fingerprint, wanted) if wanted else newest(folder, fingerprint, self.tell)
+        clear_after(folder, self._step_of(found))
+        return found
+
+    def _step_of(self, sealed: Sealed | None) -> int:
+        return sealed.manifest.step if sealed else 0
+
+    def _tried(
+        self, phase: PhasePlan, start: Weights, fingerprint: str, begin: Sealed | None, steps_before: int
+    ) -> PhasedCptError | None:
+        """One job of a phase; its failure is no proof that nothing was published."""
         require_no_ranks(self.ledger.run_dir)
+        self.ledger.resumed(phase, self._step_of(begin))
         processes = f"{self.door.ranks} process{'es' if self.door.ranks > 1 else ''}"
-        self.tell(f"phase {phase.number}/{len(self.plan.phases)} {phase.name}: starting in {processes}")
-        failure: PhasedCptError | None = None
-        job = self._job(phase, start, fingerprint)
+        how = f"going on after step {self._step_of(begin)}" if begin else "starting"
+        self.tell(f"phase {phase.number}/{len(self.plan.phases)} {phase.name}: {how} in {processes}")
+        job = self._job(phase, start, fingerprint, begin, steps_before)
         job.write()
         try:
-            self.door.train(job)
+            self.door.train(job, self.stop)
         except PhasedCptError as error:
-            failure = error  # which is no proof that nothing was published
-        except KeyboardInterrupt:
-            self.tell(
-                f"stopped in phase {phase.name}: the same command begins it anew; what is done before it stays done"
-            )
-            raise
-        there = published_weights(self.root, phase.folder, fingerprint, start)
-        if there is None:
-            raise failure or PhasedCptError(f"phase {phase.name} ended without publishing; see {phase.folder}/logs")
-        return there
+            return error
+        return None
 
-    def _job(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Job:
+    def _job(self, phase: PhasePlan, start: Weights, fingerprint: str, begin: Sealed | None, steps_before: int) -> Job:
         splits = self.prepared.phase(phase.name).splits
-        wandb = self.plan.config.tracking.wandb.enabled and not self.smoke
+        wandb = self.plan.config.tracking.wandb.enabled and not self.wanted.smoke
+        today = self.wanted.steps_today
         return Job(
             run_dir=str(self.root),
             signature=self.signature,
@@ -202,8 +232,11 @@ class Run:
             evaluated={phase.name: str(splits["eval"].index.folder.resolve())} if "eval" in splits else {},
             start=self._start(start),
             deepspeed=self.files[phase.name],
+            resume=str(begin.folder) if begin else None,
+            begin=self._step_of(begin),
+            stop_after=None if today is None else today - steps_before,
             wandb_id=self.ledger.wandb_id() if wandb else None,
-            smoke=self.smoke,
+            smoke=self.wanted.smoke,
         )
 
     def _start(self, weights: Weights) -> Start:
@@ -231,8 +264,8 @@ def _require_phases(plan: Plan, wanted: Wanted) -> None:
         raise InputError(f"phases.{merged[0]}.handover: this version does not merge between phases yet; take it out")
 
 
-def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> None:
-    """What the ledger will refuse anyway is refused before the data is made."""
+def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> bool:
+    """What the ledger will refuse anyway is refused before the data is made. Whether a phase is half-done."""
     record = read_record(run_dir)
     if record is not None:
         record = reconcile(record, plan, wanted.redo_from, next_archive(run_dir))
@@ -242,6 +275,14 @@ def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> None:
     for phase in plan.phases[: _index(plan, wanted.first, 0)]:
         if phase.name not in done:
             raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
+    return record is not None and any(phase.state == "running" for phase in record.phases)
+
+
+def _require_writable(run_dir: RunDir) -> None:
+    """Before hours of preparation, and not after."""
+    place = next(path for path in (run_dir.root.resolve(), *run_dir.root.resolve().parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{run_dir.root}: {place} cannot be written to; name another folder (run.output_dir, run.dir)")
 
 
 def _index(plan: Plan, name: str | None, otherwise: int) -> int:
@@ -298,7 +339,7 @@ def _keep_final(run: Run) -> None:
         return
     beside = final.with_name(".final_model.building")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(found[0], beside, copy_function=_link)
+    shutil.copytree(found[0], beside, copy_function=copied)
     sources = [read_source(run.root / phase.folder) for phase in run.plan.phases]
     model = run.plan.config.model
     info = {
@@ -310,14 +351,6 @@ def _keep_final(run: Run) -> None:
     publish_file(beside / "training_info.json", (json.dumps(info, indent=2) + "\n").encode())
     shutil.rmtree(final, ignore_errors=True)  # of a run that had fewer phases
     os.replace(beside, final)
-
-
-def _link(source: str, target: str) -> None:
-    """A second name, where the file system has such; else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _same(one: Path, other: Path) -> bool:

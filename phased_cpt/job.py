@@ -43,6 +43,9 @@ class Job:
     evaluated: dict[str, str]  # the block index of each set of held-out rows
     start: Start
     deepspeed: dict[str, Any]  # filled
+    resume: str | None = None  # the checkpoint that it goes on from, and
+    begin: int = 0  # its step
+    stop_after: int | None = None  # step, of --steps-today
     wandb_id: str | None = None
     smoke: bool = False
 

@@ -225,11 +225,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of a run a call is to train."""
+    """Which part of a run a call is to train, and how."""
 
     redo_from: str | None = None
     first: str | None = None  # --from
     last: str | None = None  # --until
+    resume: str | None = None  # the checkpoint to go on from; the newest whole one, if it is not said
+    steps_today: int | None = None
+    minutes: float | None = None
     smoke: bool = False
 
 

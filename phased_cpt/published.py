@@ -5,6 +5,8 @@ best_model/     the same of a phase that trained every weight
 """
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def weights_digest(folder: Path, memory: Path | None = None) -> str:
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     if not files:
         raise PhasedCptError(f"{folder}: no weights in it (*.safetensors)")
-    digests = file_digests(files, memory) if memory else [sha256_of(path) for path in files]
+    digests = file_digests(files, memory) if memory else [*ThreadPoolExecutor(os.cpu_count()).map(sha256_of, files)]
     return digest_of([_meaning(folder), {path.name: each for path, each in zip(files, digests, strict=True)}])
 
 

@@ -22,10 +22,12 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from phased_cpt.config.secrets import scrubbed
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.job import Job
 from phased_cpt.launchers import free_port, gpus_here, shared, threads_of_a_rank
-from phased_cpt.train.engine import Rank, die_with_the_parent, join, meet, quiet
+from phased_cpt.launchers.parents import die_with_the_parent
+from phased_cpt.stopping import Stopping, heard
+from phased_cpt.train.engine import Rank, join, meet, quiet
 from phased_cpt.worker import train_phase
 
 POLL_SECONDS = 0.1
@@ -50,30 +52,36 @@ class Ranks:
         self._rank: Rank | None = None
         self._orders = 0
 
-    def train(self, job: Job) -> None:
-        """Order it, and do it."""
+    def train(self, job: Job, stop: Stopping) -> None:
+        """Order it, and do it; what is asked of this process is heard on the way."""
         self._order(train=job.text())
         try:
             self._train(job)
         except PhasedCptError:
             raise
         except Exception as error:
-            if self._store.add("failed alone", 0):
+            if code := self._store.add("failed alone", 0):
+                if code == Interrupted.exit_code:
+                    raise Interrupted("another rank was stopped; the same command goes on") from error
                 raise PhasedCptError("another rank has failed; what it says stands above") from error
             raise
 
     def follow(self) -> int:
         """Do what rank 0 orders until it says to leave; returns the exit code."""
         try:
-            while "leave" not in (order := self._next_order()):
-                try:
-                    self._train(Job.parse(order["train"]))
-                except Exception as error:
-                    return self._failed(error)
-            return self._leave(order)
+            with heard():
+                return self._follow()
         except PhasedCptError as error:
             sys.stderr.write(f"{error}\n")
             return error.exit_code
+
+    def _follow(self) -> int:
+        while "leave" not in (order := self._next_order()):
+            try:
+                self._train(Job.parse(order["train"]))
+            except Exception as error:
+                return self._failed(error)
+        return self._leave(order)
 
     def _train(self, job: Job) -> None:
         if self._rank is None:
@@ -85,7 +93,7 @@ class Ranks:
         """Rank 0 tells what befell all of them; what befell this one alone is told here."""
         with contextlib.suppress(TimeoutError):
             return self._leave(self._next_order(FAILED_SECONDS))
-        self._store.add("failed alone", 1)
+        self._store.add("failed alone", getattr(error, "exit_code", 1))
         if isinstance(error, PhasedCptError):
             sys.stderr.write(scrubbed(f"rank {self.number}: {error}\n"))
             return error.exit_code

@@ -1,13 +1,19 @@
 """Every path of a run in one place, and how a file appears there: whole, or not at all."""
 
+import errno
 import os
 import re
 import secrets
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from phased_cpt.errors import PhasedCptError
+
 _STAMP = "%Y%m%d_%H%M%S"
+
+CHECKPOINTS = "checkpoints"  # in the folder of a phase, while it is under way
 
 # What a run writes into its folder, besides its phases.
 OWN_NAMES = (
@@ -115,3 +121,32 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def copied(source: Path | str, target: Path | str) -> None:
+    """A second name of the same bytes, where the file system has such; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """On the disk of a folder, besides what is in it already."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if needed > free + there:
+        said = f"{what} take {_told(needed)}, and {_told(free + there)} are free; make room there"
+        raise PhasedCptError(f"{folder}: {said}, or lower checkpoint.keep")
+
+
+def disk_failed(error: OSError, folder: Path, stands: str) -> PhasedCptError:
+    """What a disk has refused, where, and what is left of it."""
+    what = f"{error.filename or folder}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what += f" ({_told(shutil.disk_usage(folder).free)} free); make room, and the same command goes on"
+    return PhasedCptError(f"{what}; {stands}")
+
+
+def _told(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

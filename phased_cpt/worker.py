@@ -4,8 +4,10 @@ python -m phased_cpt.worker <phase folder>/job.json         as a rank, by whatev
 """
 
 import contextlib
+import faulthandler
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,27 +17,54 @@ from typing import Any, NoReturn
 from phased_cpt.config.secrets import scrubbed
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.job import Job
+from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.ledger import rank_lock
 from phased_cpt.model.base import make_random_base
 from phased_cpt.plan import PhasePlan
-from phased_cpt.run_dir import publish_file
+from phased_cpt.pulse import Beating
+from phased_cpt.run_dir import disk_failed, publish_file
+from phased_cpt.stopping import heard
 from phased_cpt.tracking import Stretch, WandbSettings, open_sinks
-from phased_cpt.train.engine import Rank, die_with_the_parent, join, meet, quiet, swept
+from phased_cpt.train.engine import Rank, join, meet, quiet, swept
 from phased_cpt.train.phase_run import PhaseRun
 from phased_cpt.train.watch import Listener, Nobody
 
 
 def train_phase(job: Job, rank: Rank) -> None:
-    """One phase: from its start to what it publishes."""
+    """One phase: from its start, or from where it was stopped, to what it publishes."""
     phase = job.phase_plan()
-    with swept(), rank_lock(job.run, job.signature), listening(job, phase, rank) as listener:
+    with contextlib.ExitStack() as around:
+        stop = around.enter_context(heard())
+        around.enter_context(swept())
+        around.enter_context(rank_lock(job.run, job.signature))
+        pulse = around.enter_context(beating(job, rank))
+        listener = around.enter_context(listening(job, phase, rank))
+        stop.require_on()
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
-        run = PhaseRun(job, phase, rank, listener)
+        run = PhaseRun(job, phase, rank, listener, stop, pulse)
         with run.memory_is_told():
             run.load()
             run.train()
-        run.publish()
+        with stop.held():
+            run.publish()
         run.tear_down()
+
+
+@contextlib.contextmanager
+def beating(job: Job, rank: Rank) -> Iterator[Beating]:
+    """Signs of life, and stacks for whoever asks because there are none."""
+    logs = job.run.root / job.phase_plan().folder / "logs"
+    pulse = Beating(logs, rank.number)
+    with (logs / f"stacks-{rank.number}.txt").open("w") as stacks:
+        faulthandler.register(signal.SIGUSR2, stacks)
+        try:
+            yield pulse
+        finally:
+            faulthandler.unregister(signal.SIGUSR2)
+            pulse.close()
+    with contextlib.suppress(OSError):
+        if not (path := Path(stacks.name)).stat().st_size:
+            path.unlink()
 
 
 def _make_base(job: Job, phase: PhasePlan, rank: Rank) -> None:
@@ -62,7 +91,7 @@ def listening(job: Job, phase: PhasePlan, rank: Rank) -> Iterator[Listener]:
         of=len(job.plan().phases),
         steps=phase.steps or 0,
         steps_before=sum(each.steps or 0 for each in before),
-        begin=0,
+        begin=job.begin,
         attempt=job.attempt,
         **tracking,
     )
@@ -92,6 +121,10 @@ def main(arguments: list[str]) -> NoReturn:
         code = 0
     except PhasedCptError as error:
         code = fail(job, str(error), error.exit_code)
+    except OSError as error:
+        traceback.print_exc()
+        told = disk_failed(error, job.run.root, "what is sealed and published is whole")
+        code = fail(job, str(told), told.exit_code)
     except BaseException as error:
         traceback.print_exc()
         code = fail(job, f"{type(error).__name__}: {error}", 1, unexpected=True)

@@ -21,6 +21,7 @@ from typing import Any
 from phased_cpt.job import Job
 from phased_cpt.launchers import Environment, free_port, shared
 from phased_cpt.launchers.start import failure_of
+from phased_cpt.stopping import Stopping
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEADLINE_SECONDS = 240.0  # a hang must not eat the whole of CI
@@ -78,7 +79,7 @@ class ForkedJobs:
     program: str = "phased_cpt.worker:main"
     first: tuple[Any, ...] = ()  # arguments of a program of the test's own, before those of the worker
 
-    def train(self, job: Job) -> None:
+    def train(self, job: Job, stop: Stopping) -> None:
         path = job.path
         logs = path.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)

@@ -192,7 +192,7 @@ class Checkpoint(Section):
     """What is kept so that a stop loses little."""
 
     every_steps: Natural = bookkeeping(50, "Optimizer steps between checkpoints.")
-    keep: Natural = bookkeeping(3, "Newest checkpoints that are kept, besides the best.")
+    keep: Natural = bookkeeping(3, "Newest checkpoints that are kept, besides the best weights.")
     keep_published: Flag = bookkeeping(False, "Keep the checkpoints of a phase that is published.")
 
 
@@ -233,6 +233,10 @@ class Launch(Section):
     num_gpus: Natural | None = execution(None, "Processes in a phase, one per GPU; every visible GPU if absent.")
     launcher: Literal["local", "deepspeed", "torchrun", "inline"] = bookkeeping(
         "local", "How the processes of a phase are started: directly, by a launcher, or as the one that is called."
+    )
+    hang_minutes: Positive = bookkeeping(30.0, "Minutes without any progress after which the processes are ended.")
+    retries: Count = bookkeeping(
+        0, "How often a phase that fails is started again by itself; only where a new checkpoint was made since."
     )
 
 

@@ -31,6 +31,7 @@ from phased_cpt.data.files import File, Piece, pieces_of
 from phased_cpt.data.render import Document, Rendering
 from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.errors import PhasedCptError
+from phased_cpt.stopping import STOPS
 
 PR_SET_PDEATHSIG = 1
 
@@ -183,8 +184,8 @@ def _in_order(work: Work, pieces: Iterator[Piece], pool: ProcessPoolExecutor, at
 
 
 def _submitted(pool: ProcessPoolExecutor, number: int, piece: Piece) -> Future[Path]:
-    """The first one forks the workers: a Ctrl-C in the middle of that would be lost, so it waits."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """The first one forks the workers: a signal in the middle of that would be lost, so it waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         return pool.submit(_do, number, piece)
     finally:
@@ -209,7 +210,8 @@ def _become_worker(work: Work, parts: Path, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it is gone: nobody is left to be told, and an exception would be printed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -11,7 +11,8 @@ from phased_cpt.launchers.commands import (
     threads_of_a_rank,
 )
 from phased_cpt.launchers.machine import gpus_here, ranks_here
-from phased_cpt.launchers.start import CONDUCTOR, launched
+from phased_cpt.launchers.parents import CONDUCTOR
+from phased_cpt.launchers.start import launched
 
 __all__ = [
     "CONDUCTOR",

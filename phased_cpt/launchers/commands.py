@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phased_cpt.launchers.machine import gpus_here, names_of_gpus
+from phased_cpt.launchers.parents import die_with_the_parent
 
 WORKER = "phased_cpt.worker"
 SOON = (
@@ -91,6 +92,8 @@ def threads_of_a_rank(ranks: int) -> int:
 
 def before_the_imports() -> None:
     """What a process that is going to load torch does first."""
+    if "RANK" in os.environ:
+        die_with_the_parent()  # the imports take seconds, in which a launcher may go
     # The collector takes a quarter of the time of the imports, and finds nothing; train.engine.join turns it on again.
     gc.disable()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it misses a package that nothing needs

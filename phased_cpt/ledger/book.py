@@ -127,6 +127,12 @@ class Ledger:
             raise PhasedCptError(f"phase {phase.name} has published nothing yet")
         return weights
 
+    def resumed(self, phase: PhasePlan, step: int) -> None:
+        """A job of the phase begins, after this step."""
+        *earlier, attempt = self.record.attempts
+        attempt = attempt.model_copy(update={"resumed": attempt.resumed | {phase.name: step}})
+        self._write(attempts=(*earlier, attempt))
+
     def wandb_id(self) -> str:
         """The name of this run at Weights & Biases, for good."""
         if self.record.wandb_id is None:

@@ -35,6 +35,9 @@ class Attempt(Record):
     version: str
     differences: Differences = Field(default_factory=dict)  # to the first attempt's values
     inexact: Differences = Field(default_factory=dict)  # execution values changed under a half-done phase
+    resumed: dict[str, int] = Field(
+        default_factory=dict
+    )  # the phases that it trained, each with the step it began after
 
 
 class Archiving(Record):

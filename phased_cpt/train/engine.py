@@ -1,14 +1,10 @@
 """One process as a rank: how it joins the others, keeps quiet, and leaves nothing behind for the next phase."""
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
-import select
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,10 +26,9 @@ from torch.utils import cpp_extension
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from phased_cpt.launchers import CONDUCTOR
+from phased_cpt.launchers.parents import die_with_the_parent as die_with_the_parent
 from phased_cpt.train.arguments import A_WEEK
 
-PR_SET_PDEATHSIG = 1
 STALE_SECONDS = 600.0  # of the lock of a compiler that was killed; the slowest kernel takes two minutes
 
 
@@ -43,6 +38,7 @@ class Rank:
 
     number: int
     of: int
+    aside: distributed.ProcessGroup | None = None  # to agree on numbers of the CPU, where the GPUs are not waited for
 
     @property
     def first(self) -> bool:
@@ -67,13 +63,22 @@ def join(store: Store | None = None) -> Rank:
         _without_shared_memory()
         take_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()))
         deepspeed.init_distributed(backend, verbose=False)
-    return Rank(rank, ranks)
+    return Rank(rank, ranks, distributed.new_group(backend="gloo", timeout=patience) if on_gpu else None)
 
 
 def meet(rank: Rank) -> None:
     """Wait for the others."""
     if rank.of > 1:
         distributed.barrier()
+
+
+def agreed(rank: Rank, number: int) -> int:
+    """The greatest of what the ranks say: a tenth of a millisecond. Collective."""
+    if rank.of == 1:
+        return number
+    greatest = torch.tensor([number])
+    distributed.all_reduce(greatest, distributed.ReduceOp.MAX, group=rank.aside)
+    return int(greatest)
 
 
 def _without_shared_memory() -> None:
@@ -95,32 +100,6 @@ def take_stale_locks(kernels: Path) -> None:
                 lock.unlink()
             else:
                 sys.stderr.write(f"{lock} is {age:.0f} s old: if nothing is being compiled any more, delete it\n")
-
-
-def die_with_the_parent() -> None:
-    """When the launcher is killed, or the conductor above it, its ranks end too: they would train on, unseen."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(1)
-    if conductor := os.environ.get(CONDUCTOR):
-        _die_with(int(conductor))
-
-
-def _die_with(process: int) -> None:
-    """With one that is not the parent: a launcher stands between them. Or one that died before this could be asked."""
-    try:
-        file = os.pidfd_open(process)
-    except ProcessLookupError:
-        os._exit(1)
-    except OSError:  # a kernel before 5.3
-        return
-
-    def wait() -> None:
-        select.select([file], [], [])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, name="conductor", daemon=True).start()
 
 
 def quiet() -> None:

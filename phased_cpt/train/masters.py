@@ -64,13 +64,3 @@ def bit_sum(tensor: Tensor) -> int:
         places = torch.arange(begin, begin + len(bits), device=bits.device) % 65521 + 1
         total += int((bits * places).sum())
     return total
-
-
-def gathered(model: nn.Module, keep: bool) -> Masters:
-    """Every master on the CPU, for the ranks that keep them. Collective."""
-    found = {}
-    for name, weight in trained(model):
-        master = master_of(weight)
-        if keep:
-            found[name] = master.float().cpu().clone()
-    return found

@@ -1,8 +1,7 @@
-"""What a rank does while it trains a phase: load, train, publish, each step of it in order."""
+"""What a rank does while it trains a phase: load, train, save, publish, each step of it in order."""
 
 import contextlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from transformers import PrinterCallback
 
 from phased_cpt.data.index import open_blocks
 from phased_cpt.data.mixing import seed_of, training_order
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.evals import HOOKS, Measured
 from phased_cpt.job import SMOKE_EVAL_ROWS, Job
 from phased_cpt.model.adapter import adapt, base_of
@@ -24,14 +23,19 @@ from phased_cpt.model.base import head_of, load_base, this_device
 from phased_cpt.model.cost import Cost, cost_of
 from phased_cpt.plan import PhasePlan
 from phased_cpt.published import Source, weights_digest
+from phased_cpt.pulse import Beating
+from phased_cpt.run_dir import CHECKPOINTS
 from phased_cpt.schedule import evaluation_steps
+from phased_cpt.stopping import Stopping, Wish
+from phased_cpt.train import checkpoint
 from phased_cpt.train.arguments import training_arguments
 from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
-from phased_cpt.train.engine import Rank, device_memory, meet, tear_down
+from phased_cpt.train.engine import Rank, agreed, device_memory, meet, tear_down
 from phased_cpt.train.loss import chosen_loss, row_losses
-from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, gathered, put_back, trained
-from phased_cpt.train.publish import eval_final, publish, require_sound, saved_names, write_weights
+from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, trained
+from phased_cpt.train.publish import BUILDING, eval_final, publish, require_sound, saved_names, staged, write_weights
 from phased_cpt.train.rows import Rows
+from phased_cpt.train.saves import Saves
 from phased_cpt.train.trainer import PhaseTrainer, TrainedRows
 from phased_cpt.train.watch import Course, Listener, Watch, told
 
@@ -41,16 +45,22 @@ LEAK = 0.01  # of what a change does without a border between documents; roundin
 class PhaseRun:
     """What a rank holds while it trains a phase."""
 
-    def __init__(self, job: Job, phase: PhasePlan, rank: Rank, listener: Listener) -> None:
+    def __init__(
+        self, job: Job, phase: PhasePlan, rank: Rank, listener: Listener, stop: Stopping, pulse: Beating
+    ) -> None:
         self.job, self.phase, self.rank, self.listener = job, phase, rank, listener
+        self.stop, self.pulse = stop, pulse
         self.folder = job.run.root / phase.folder
-        self.scratch = self.folder / "checkpoints"
+        self.resume = Path(job.resume) if job.resume else None
+        self.standing = checkpoint.standing_of(self.resume)
+        self.saves = Saves(self.folder / CHECKPOINTS, job, phase, rank, self.standing, self._tell)
         self.device = this_device()
         self.blocks = open_blocks(Path(job.train))
         self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
         # Before the model: under ZeRO-3 it is split while it is loaded.
-        self.arguments = training_arguments(phase, job.deepspeed, self.scratch)
+        self.arguments = training_arguments(phase, job.deepspeed, self.saves.folder)
         self.loss = ""
+        self._reached = False  # by the gradient, every weight, in this attempt
         assert phase.schedule is not None
         self._schedule = phase.schedule
 
@@ -61,11 +71,13 @@ class PhaseRun:
     # Start ------------------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """The base and the adapter on it."""
+        """The base and the adapter on it: of a checkpoint as of any start, for its weights are as published ones."""
         started = time.monotonic()
+        self.pulse.beat("loading the model", self.standing.step)
         start, model, settings = self.job.start, self.phase.model, self.phase.settings
+        whole = self.resume if not settings.lora.enabled else None
         base = load_base(
-            Path(start.base),
+            whole or Path(start.base),
             precision=model.precision,
             attention=model.attention,
             max_tokens=settings.data.max_tokens,
@@ -73,13 +85,13 @@ class PhaseRun:
             trust_remote_code=model.trust_remote_code,
             tell=self.listener.tell,
         )
-        adapter = Path(start.adapter) if start.adapter else None
+        before = Path(start.adapter) if start.adapter else None
+        adapter = self.resume or before if settings.lora.enabled else None
         self.model = adapt(base, adapter, settings.lora, seed_of("adapter", self.phase.seed, self.phase.name) % 2**63)
         self.head = head_of(base)
-        self.first = before_the_engine(self.model) | self._as_published(Path(start.adapter or start.base))
-        self._tell(
-            f"loaded {start.base} in {time.monotonic() - started:.1f} s, attention {base.config._attn_implementation}"
-        )
+        self.first = before_the_engine(self.model) | self._as_published(adapter or whole or Path(start.base))
+        seconds, kernel = time.monotonic() - started, base.config._attn_implementation
+        self._tell(f"loaded {whole or start.base} in {seconds:.1f} s, attention {kernel}")
         self._tell(self._trainable())
 
     def _as_published(self, folder: Path) -> Masters:
@@ -105,22 +117,35 @@ class PhaseRun:
     # Training ---------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Every step of it."""
+        """Every step of it that is left."""
+        self.saves.require_room(self.model)
+        if self.resume:
+            self._tell(f"goes on after step {self.standing.step} of {self.phase.steps} ({self.resume.name})")
+        self.pulse.beat("starting the engine")
+        begin = self.standing.step * (self.phase.global_rows or 0)
         self.trainer = PhaseTrainer(
             losses=self._losses,
             schedule=self._schedule,
             seed=("dropout", self.phase.seed, self.phase.name),
             model=self.model,
             args=self.arguments,
-            train_dataset=TrainedRows(self.blocks, self._order()),
+            train_dataset=TrainedRows(self.blocks, self._order(), begin),
         )
         self.watch = self._watch()
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(self.watch)
-        started = time.monotonic()
-        self.trainer.train()
-        self.seconds = time.monotonic() - started
+        self._clock = time.monotonic()
+        with contextlib.ExitStack() as self._until_the_end:
+            self.trainer.train()
+        self._count_seconds()
         require_base_unmoved(self.frozen, self.model, self.device, self.rank.of)
+        if self.watch.is_stopped:
+            where = f"{self.phase.name} is stopped after step {self.standing.step} of {self.phase.steps}"
+            raise Interrupted(f"{where}, with a checkpoint; the same command goes on")
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.standing.seconds, self._clock = self.standing.seconds + now - self._clock, now
 
     def _order(self) -> Any:
         phase, rows = self.phase, self.phase.global_rows
@@ -134,20 +159,41 @@ class PhaseRun:
         )
 
     def _losses(self, batch: dict[str, Tensor]) -> Tensor:
+        self.pulse.beat(step=self.trainer.state.global_step + 1)
         joined = base_of(self.model).config._attn_implementation.startswith("flash")
         return row_losses(self.trainer.model_wrapped, self.head, batch, self.loss, joined)
 
     def _begin(self) -> None:
-        """The engine is there, and nothing is trained yet."""
+        """The engine is there, and nothing is trained yet, in this attempt."""
+        engine = self.trainer.model_wrapped
+        if self.resume:
+            scheduler = self.trainer.lr_scheduler
+            checkpoint.restore(
+                self.model, engine, getattr(scheduler, "scheduler", scheduler), self.rank, self.resume
+            )  # of accelerate's wrapper, the one inside
         put_back(self.model, self.first)
         self.first = {}  # they have served
-        engine = self.trainer.model_wrapped
+        checkpoint.require_one_weight(self.model)
+        if self.resume:
+            self._go_on(self.resume)
+        else:
+            self.standing.first_bits = bit_sums(self.model)
         self.loss, why = chosen_loss(self.phase.settings.training.loss, engine, self.head, self.device)
         self._tell(f"loss: {self.loss}" + (f", because {why}" if why else ""))
         self._require_isolation(engine)
-        self.sums = bit_sums(self.model)
         self.frozen = frozen_sum(self.model)
-        self.learning = Learning(self.model, self.sums)
+        self.learning = Learning(self.model, self.standing.first_bits)
+        self.pulse.beat("evaluating before the first step")
+
+    def _ready(self) -> None:
+        """From here on there is something to lose: a stop waits for the end of a step."""
+        self._until_the_end.enter_context(self.stop.held())
+        self.pulse.beat("training", self.standing.step)
+
+    def _go_on(self, folder: Path) -> None:
+        proven = checkpoint.require_restored(self.model, self.trainer.model_wrapped, folder)
+        self._tell(f"weights and {proven} moments of the optimizer are those of {folder.name}, to the bit")
+        self.trainer._globalstep_last_logged = self.standing.step  # else the first loss is divided by all steps
 
     def _require_isolation(self, engine: nn.Module) -> None:
         started = time.monotonic()
@@ -182,15 +228,20 @@ class PhaseRun:
                 rows_per_step=phase.global_rows,
                 blocks=len(self.blocks),
                 later_steps=later / (phase.positions / phase.steps),
+                saved_every=self.job.plan().config.checkpoint.every_steps,
             ),
+            standing=self.standing,
             listener=self.listener,
             at_begin=self._begin,
+            ready=self._ready,
             evaluate=self._evaluate,
             check=self._check,
             keep_best=self._keep_best,
             tokens_of_step=lambda: self.trainer.step_tokens,
             utilisation=self._utilisation(),
             skipped=self._skipped,
+            wished=self._wished,
+            save=self._save,
         )
 
     def _skipped(self) -> bool:
@@ -206,56 +257,67 @@ class PhaseRun:
         return cost.utilisation
 
     def _evaluate(self) -> dict[str, Measured]:
+        self.pulse.beat("evaluating")
         where = {"rank": self.rank.number, "ranks": self.rank.of, "device": self.device}
         rows = self.phase.settings.evaluation.micro_batch_size
         found: dict[str, Measured] = {}
         for hook in HOOKS.values():
             found |= hook(self.trainer.model_wrapped, self._losses, self.sets, batch_rows=rows, **where)
+        self.pulse.beat("training")
         return found
 
     def _check(self, step: int) -> None:
-        if step == 1:
+        if not self._reached:
+            self._reached = True
             for name in self.learning.require_reached():
                 self._tell(f"no token reached {name} in the first batch")
         if step <= 2:
             self.learning.require_moved(bit_sums(self.model), step)
 
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def _wished(self, step: int) -> Wish:
+        """What the ranks have agreed on, after a step."""
+        if step == self.job.stop_after:
+            return Wish.STOP
+        return Wish(agreed(self.rank, self.stop.wish()))
+
+    def _save(self) -> None:
+        self.pulse.beat("saving a checkpoint")
+        self._count_seconds()
+        self.saves.checkpoint(self.model, self.trainer.model_wrapped)
+        self.stop.saved()
+        self.pulse.beat("training")
+
+    def _keep_best(self) -> None:
+        self.pulse.beat("saving the best weights")
+        self.saves.best_weights(self.model)
+        self.pulse.beat("training")
+
     # Publishing -------------------------------------------------------------------------------------------------------
-
-    def _keep_best(self, step: int) -> None:
-        if self.phase.settings.evaluation.publish == "best":
-            self._write("best")
-
-    def _write(self, name: str) -> Path:
-        """The weights as they are now, under a name of their own. Collective."""
-        masters = gathered(self.model, keep=self.rank.first)
-        target = self.scratch / name
-        if self.rank.first:
-            beside = self.scratch / f".{name}.building"
-            for left in (beside, target):
-                shutil.rmtree(left, ignore_errors=True)
-            write_weights(self.model, masters, beside)
-            os.replace(beside, target)
-        return target
 
     def publish(self) -> None:
         """The best weights, or the last, checked and named by what they are."""
-        best = self.watch.best if self.phase.settings.evaluation.publish == "best" else None
-        last = self.trainer.state.global_step
-        folder = self.scratch / "best" if best else self._write("last")
-        expected = {saved: self._shape(name) for name, saved in saved_names(self.model, list(self.sums)).items()}
-        first = {saved: self.sums[name] for name, saved in saved_names(self.model, list(self.sums)).items()}
+        self.pulse.beat("publishing")
+        slot, best = self.saves.best, self.standing.best
+        folder = staged(self.folder, slot) if self.rank.first else self.folder / BUILDING
+        if slot is None:
+            write_weights(self.model, folder, writes=self.rank.first)
+        names = saved_names(self.model, list(self.standing.first_bits))
+        expected = {saved: self._shape(name) for name, saved in names.items()}
+        first = {saved: self.standing.first_bits[name] for name, saved in names.items()}
         if self.rank.first:
             require_sound(folder, expected, first)
             for path in (self.job.run.root / "tokenizer").iterdir():
                 shutil.copy(path, folder)
-            source = self._source(folder, best.step if best else last, "best" if best else "last")
+            source = self._source(
+                folder, best.step if slot and best else self.standing.step, "best" if slot else "last"
+            )
             self._warn(source)
             facts = {"phase": source.phase, "step": source.step, "why": source.why, **source.end}
             if self.sets:
                 eval_final(self.folder, facts | {"start": source.start})
             place = publish(folder, self.folder, source)
-            shutil.rmtree(self.scratch, ignore_errors=True)
             self._tell(f"published {place.relative_to(self.job.run.root)}: step {source.step} ({source.why})")
         meet(self.rank)
 
@@ -264,7 +326,7 @@ class PhaseRun:
         return tuple(getattr(weight, "ds_shape", weight.shape))
 
     def _source(self, folder: Path, step: int, how: str) -> Source:
-        measured, main = self.watch.measured, self.phase.name
+        measured, main = self.standing.measured, self.phase.name
         figures = {at: told(main, sets[main]) for at, sets in measured.items() if main in sets}
         if how == "best":
             why = "lowest held-out loss"
@@ -278,10 +340,10 @@ class PhaseRun:
             kind="adapter" if self.phase.settings.lora.enabled else "base",
             digest=weights_digest(folder),
             step=step,
-            steps=self.trainer.state.global_step,
+            steps=self.standing.step,
             why=why,
-            tokens=self.watch.tokens_seen,
-            seconds=round(self.seconds, 1),
+            tokens=self.standing.tokens_seen,
+            seconds=round(self.standing.seconds, 1),
             start=figures.get(0, {}),
             end=figures.get(step, {}),
         )

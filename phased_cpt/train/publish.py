@@ -7,56 +7,82 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.model.adapter import base_of
 from phased_cpt.published import FOLDERS, MARKER, Source
-from phased_cpt.run_dir import publish_file, sync_folder
-from phased_cpt.train.masters import Masters, bit_sum
+from phased_cpt.run_dir import copied, publish_file, sync_folder
+from phased_cpt.sealed import MANIFEST
+from phased_cpt.train.masters import bit_sum, master_of, trained
+from phased_cpt.train.tensor_file import TensorFile
 
-ADAPTER_FILE = "adapter_model.safetensors"
+BUILDING = ".published.building"
+ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
-def write_weights(model: nn.Module, masters: Masters, folder: Path) -> None:
-    """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases."""
-    folder.mkdir(parents=True)
+def write_weights(
+    model: nn.Module, folder: Path, *, writes: bool, take: Callable[[nn.Parameter], Tensor] = master_of
+) -> dict[str, str]:
+    """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases.
+
+    Collective; one rank writes, and holds one tensor at a time. Returns the sha256 of the file of weights.
+    """
+    adapter = isinstance(model, PeftModel)
+    weights = dict(trained(model)) if adapter else dict(base_of(model).named_parameters())
+    names = saved_names(model, list(weights))
+    others = {} if adapter else _buffers(base_of(model))
+    file = None
+    if writes:
+        _write_configs(model, folder)
+        shapes = {names[name]: (torch.float32, _shape(weight)) for name, weight in weights.items()}
+        path = folder / (ADAPTER_FILE if adapter else MODEL_FILE)
+        file = TensorFile(path, shapes | {name: (each.dtype, each.shape) for name, each in others.items()})
+    for name, weight in weights.items():
+        master = take(weight)
+        if file:
+            file.add(names[name], master.float())
+    if not file:
+        return {}
+    for name, each in others.items():
+        file.add(name, each)
+    digest = file.close()
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~_umask())  # PEFT writes for its owner alone
+    return {ADAPTER_FILE if adapter else MODEL_FILE: digest}
+
+
+def _write_configs(model: nn.Module, folder: Path) -> None:
+    """All that a reader wants besides the weights."""
+    base = base_of(model)
     if isinstance(model, PeftModel):
         config = model.peft_config[model.active_adapter]
-        saved = get_peft_model_state_dict(model, state_dict=masters, save_embedding_layers=False)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in saved.items()}, folder / ADAPTER_FILE, {"format": "pt"}
-        )
         before, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = before
-        base_of(model).config.save_pretrained(str(folder))
-    else:
-        base = base_of(model)
-        weights = {name for name, _ in base.named_parameters()}
-        others = {
-            name: each for name, each in base.state_dict().items() if name not in weights and name not in _tied(base)
-        }
-        base.save_pretrained(str(folder), state_dict={**others, **masters}, save_original_format=False)
-        precision, base.config.dtype = base.config.dtype, torch.float32  # which save_pretrained takes from the model
         base.config.save_pretrained(str(folder))
-        base.config.dtype = precision
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~_umask())  # safetensors and PEFT write for their owner alone
+        return
+    base.save_pretrained(str(folder), state_dict={}, save_original_format=False)  # and the code of a model of its own
+    precision, base.config.dtype = base.config.dtype, torch.float32  # which save_pretrained takes from the model
+    base.config.save_pretrained(str(folder))
+    base.config.dtype = precision
 
 
-def _tied(base: nn.Module) -> set[str]:
-    """Second names of weights that have one already."""
-    every = dict(base.named_parameters(remove_duplicate=False))
-    return every.keys() - dict(base.named_parameters()).keys()
+def _shape(weight: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
+def _buffers(base: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a model besides its weights; not second names of those."""
+    weights = dict(base.named_parameters(remove_duplicate=False))
+    return {name: each for name, each in base.state_dict().items() if name not in weights}
 
 
 def _umask() -> int:
@@ -111,6 +137,17 @@ def saved_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     places = {name: torch.tensor(at) for at, name in enumerate(names)}
     saved = get_peft_model_state_dict(model, state_dict=places, save_embedding_layers=False)
     return {names[int(at)]: name for name, at in saved.items()}
+
+
+def staged(phase_folder: Path, slot: Path | None) -> Path:
+    """Where what is published is put together; a slot of sealed weights stays as it is."""
+    beside = phase_folder / BUILDING
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for path in slot.iterdir() if slot else []:
+        if path.name != MANIFEST:
+            copied(path, beside / path.name)
+    return beside
 
 
 def publish(written: Path, phase_folder: Path, source: Source) -> Path:

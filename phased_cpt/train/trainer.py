@@ -25,13 +25,14 @@ EMPTY = -1  # in the order: a row without a label, which fills up the last batch
 class TrainedRows(Dataset[Batch]):
     """The rows of a phase in the order in which they are trained, each with its place in it."""
 
-    def __init__(self, blocks: Blocks, order: Integers) -> None:
-        self.rows, self.order = Rows(blocks), order
+    def __init__(self, blocks: Blocks, order: Integers, begin: int = 0) -> None:
+        self.rows, self.order, self.begin = Rows(blocks), order, begin  # those before are trained already
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.order) - self.begin
 
-    def __getitem__(self, place: int) -> Batch:
+    def __getitem__(self, left: int) -> Batch:
+        place = self.begin + left
         block = int(self.order[place])
         row = self.rows[max(block, 0)]
         if block == EMPTY:

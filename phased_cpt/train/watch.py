@@ -1,7 +1,7 @@
-"""What happens around the steps of a phase: checks, evaluations, the best weights, and a line for the sinks.
+"""What happens around the steps of a phase: checks, evaluations, the best weights, checkpoints, a line for the sinks.
 
-begin  masters to the bit ─ loss and isolation looked at ─ evaluated before step 0
-step   every weight reached and moved? ─ a line ─ evaluated where it is due ─ best kept ─ patience
+begin  masters to the bit ─ loss and isolation looked at ─ evaluated before step 0, or gone on with after a later one
+step   a line ─ every weight reached and moved? ─ evaluated where it is due ─ best kept ─ patience ─ checkpoint ─ stop?
 """
 
 import math
@@ -15,6 +15,8 @@ from transformers import TrainerCallback
 
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
+from phased_cpt.stopping import Wish
+from phased_cpt.train.standing import Best, Standing
 
 SMOOTHED_STEPS = 20  # over which the speed is told
 MOST_SKIPPED = 50  # in a row; DeepSpeed halves the scale at each, and starts at 2^16
@@ -43,15 +45,6 @@ class Nobody:
         pass
 
 
-@dataclass
-class Best:
-    """The best weights so far, by their held-out loss."""
-
-    step: int
-    loss: float
-    worse_since: int = 0  # evaluations
-
-
 @dataclass(frozen=True)
 class Course:
     """How a phase goes, in plain numbers."""
@@ -64,6 +57,7 @@ class Course:
     rows_per_step: int
     blocks: int
     later_steps: float  # of the phases to come, each weighed by its positions against this one's
+    saved_every: int
 
 
 @dataclass
@@ -71,26 +65,28 @@ class Watch(TrainerCallback):
     """One phase, watched. The functions are collective: every rank calls them at the same steps."""
 
     course: Course
+    standing: Standing  # where the phase stands, of this attempt and those before
     listener: Listener
     at_begin: Callable[[], None]  # once the engine is there
+    ready: Callable[[], None]  # before the first step of this attempt
     evaluate: Callable[[], dict[str, Measured]]
     check: Callable[[int], None]  # after a step: weights reached and moved
-    keep_best: Callable[[int], None]
+    keep_best: Callable[[], None]
     tokens_of_step: Callable[[], int]
     utilisation: Callable[[float], dict[str, float]]  # from tokens a second
     skipped: Callable[[], bool]  # whether fp16 has overflowed, and the step was not taken
-    best: Best | None = None
-    measured: dict[int, dict[str, Measured]] = field(default_factory=dict)
-    tokens_seen: int = 0
-    stopped_early: bool = False
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
+    wished: Callable[[int], Wish]  # after a step: what is asked for
+    save: Callable[[], None]
+    is_stopped: bool = False
     _step_began: float = 0.0
     _recent: list[tuple[float, int]] = field(default_factory=list)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        state.global_step = self.standing.step
         self.at_begin()
-        self._before_step_0()
+        if self.standing.step == 0:
+            self._before_step_0()
+        self.ready()
 
     def _before_step_0(self) -> None:
         if self.course.main_set is None:
@@ -108,7 +104,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         taken = time.monotonic() - self._step_began, self.tokens_of_step()
-        self.tokens_seen += taken[1]
+        self.standing.tokens_seen += taken[1]
         self._recent = [*self._recent[1 - SMOOTHED_STEPS :], taken]
 
     def _require_sound(self, step: int, gradient: float | None) -> None:
@@ -118,14 +114,17 @@ class Watch(TrainerCallback):
             return
         if gradient is not None and not 0 <= gradient < float("inf"):
             raise Diverged(step, (), "the gradient")
-        self.skipped_in_a_row = 0
-        self.check(step - self.skipped_steps)
+        self.standing.skipped_in_a_row = 0
+        self.check(step - self.standing.skipped_steps)
 
     def _count_skipped(self, step: int) -> None:
         """fp16 finds its scale by overflowing; that it never finds one is another thing."""
-        self.skipped_steps, self.skipped_in_a_row = self.skipped_steps + 1, self.skipped_in_a_row + 1
-        self.listener.tell(f"{self.course.phase}: step {step} was skipped (fp16 overflow, {self.skipped_steps} so far)")
-        if self.skipped_in_a_row >= MOST_SKIPPED:
+        standing = self.standing
+        standing.skipped_steps, standing.skipped_in_a_row = standing.skipped_steps + 1, standing.skipped_in_a_row + 1
+        self.listener.tell(
+            f"{self.course.phase}: step {step} was skipped (fp16 overflow, {standing.skipped_steps} so far)"
+        )
+        if standing.skipped_in_a_row >= MOST_SKIPPED:
             raise Diverged(step, (), f"in the last {MOST_SKIPPED} steps the gradient")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
@@ -138,7 +137,18 @@ class Watch(TrainerCallback):
         if step in self.course.evaluated_at and self.course.main_set is not None:
             self._evaluate(step)
             self._judge(step)
-            control.should_training_stop |= self.stopped_early
+        self.standing.step = step
+        self._save_or_stop(step)
+        control.should_training_stop |= self.standing.stopped_early or self.is_stopped
+
+    def _save_or_stop(self, step: int) -> None:
+        """Behind all else that belongs to a step: whoever goes on from it does none of that again."""
+        if self.standing.stopped_early or step >= self.course.steps:
+            return  # it is published in a moment
+        wish = self.wished(step)
+        if wish != Wish.NOTHING or step % self.course.saved_every == 0:
+            self.save()
+        self.is_stopped = wish == Wish.STOP
 
     def _line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         seconds = sum(each for each, _ in self._recent)
@@ -155,31 +165,29 @@ class Watch(TrainerCallback):
             "progress_pct": round(100 * step / self.course.steps, 2),
             "eta_seconds": round(left * a_step, 1),
             "curriculum_eta_seconds": round((left + self.course.later_steps) * a_step, 1),
-            "tokens_seen": self.tokens_seen,
+            "tokens_seen": self.standing.tokens_seen,
             "tokens_per_second": round(speed, 1),
             **self.utilisation(speed),
         }
 
     def _evaluate(self, step: int) -> None:
-        self.measured[step] = self.evaluate()
-        for name, found in self.measured[step].items():
+        self.standing.measured[step] = self.evaluate()
+        for name, found in self.standing.measured[step].items():
             self.listener.evaluated({"ts": _now(), "phase": self.course.phase, "step": step} | told(name, found))
 
     def _judge(self, step: int) -> None:
         """Whether these are the best weights so far, and whether there is any hope left."""
-        loss = self.measured[step][self.course.main_set or ""].loss
-        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
-            self.best = Best(step, loss)
-            self.keep_best(step)
+        loss, best = self.standing.measured[step][self.course.main_set or ""].loss, self.standing.best
+        if math.isfinite(loss) and (best is None or loss < best.loss):
+            self.standing.best = Best(step, loss)
+            self.keep_best()
             return
-        if self.best is None:
+        if best is None:
             return
-        self.best.worse_since += 1
-        if self.course.patience and self.best.worse_since >= self.course.patience and step < self.course.steps:
-            self.stopped_early = True
-            since = (
-                f"{self.best.worse_since} evaluations without a loss below {self.best.loss:.4f} (step {self.best.step})"
-            )
+        best.worse_since += 1
+        if self.course.patience and best.worse_since >= self.course.patience and step < self.course.steps:
+            self.standing.stopped_early = True
+            since = f"{best.worse_since} evaluations without a loss below {best.loss:.4f} (step {best.step})"
             self.listener.tell(f"{self.course.phase}: stopped at step {step}: {since}")
 
 

@@ -39,7 +39,7 @@ def seen(arguments: list[str]) -> None:
     from safetensors.torch import save_file
 
     from phased_cpt import worker
-    from phased_cpt.train.masters import gathered
+    from tests.train.programs import gathered
     from phased_cpt.train.publish import saved_names
 
     begin = worker.PhaseRun._begin

@@ -27,7 +27,7 @@ class MustNotTrain:
 
     ranks = 2
 
-    def train(self, job: object) -> None:
+    def train(self, job: object, stop: object) -> None:
         raise AssertionError("nothing was to be trained")
 
 
@@ -50,7 +50,7 @@ def kept(arguments: list[str]) -> None:
     from safetensors.torch import save_file
 
     from phased_cpt import worker
-    from phased_cpt.train.masters import gathered
+    from tests.train.programs import gathered
     from phased_cpt.train.publish import saved_names
 
     evaluate = worker.PhaseRun._evaluate

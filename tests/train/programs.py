@@ -35,7 +35,7 @@ from phased_cpt.schedule import Prepared
 from phased_cpt.train import phase_run
 from phased_cpt.train.checks import Learning, leak
 from phased_cpt.train.engine import Rank, join, quiet, swept
-from phased_cpt.train.masters import before_the_engine, gathered, trained
+from phased_cpt.train.masters import before_the_engine, master_of, trained
 from phased_cpt.train.trainer import PhaseTrainer
 from tests.train.shapes import SHAPE, TOKENS, WORDS, rows_with
 
@@ -406,3 +406,13 @@ def _said_by(check: Any, *arguments: Any) -> Any:
         return check(*arguments)
     except PhasedCptError as error:
         return str(error)
+
+
+def gathered(model: Any, keep: bool) -> dict[str, Tensor]:
+    """Every master on the CPU, for the ranks that keep them. Collective."""
+    found = {}
+    for name, weight in trained(model):
+        master = master_of(weight)
+        if keep:
+            found[name] = master.float().cpu().clone()
+    return found

@@ -1,0 +1,116 @@
+"""The processes of a job are watched until all have ended well, or one has not.
+
+stop asked ─→ SIGTERM to each rank, not to launchers: they kill after 30 s ─→ waited for, however long a step takes
+save asked ─→ SIGUSR1 to each rank
+no sign of any rank for too long ─→ SIGUSR2 to each rank, for its stacks ─→ told, and all are killed
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from phased_cpt.errors import Interrupted, PhasedCptError
+from phased_cpt.launchers.failures import signal_of, was_killed
+from phased_cpt.launchers.hang import Patience, advice
+from phased_cpt.launchers.processes import environment_of, hears, is_below, tell
+from phased_cpt.pulse import Pulse, pulses
+from phased_cpt.stopping import Stopping, Wish
+
+POLL_SECONDS = 0.05
+LOOK_SECONDS = 0.25  # at wishes and pulses
+STACKS_SECONDS = 1.0  # until they are written
+
+Processes = Sequence[subprocess.Popen[bytes]]
+
+
+class Hung(PhasedCptError):  # noqa: N818
+    """No rank moves any more."""
+
+
+class Supervision:
+    """What the conductor knows of the job that it has started; `mark` is what its ranks have in their environment."""
+
+    def __init__(
+        self, processes: Processes, logs: Path, stop: Stopping, hang_seconds: float, mark: dict[str, str]
+    ) -> None:
+        self._processes, self._logs, self._mark = processes, logs, mark
+        self._stop, self._patience = stop, Patience(hang_seconds)
+        self._told: set[int] = set()  # to stop
+        self.ended_early = False  # a process was ended in which no rank had begun
+        self._next_look = 0.0
+
+    def failed(self, grace_seconds: float) -> int | None:
+        """Wait for all of them to end well, or for the first that does not; whoever was stopped, others are to follow
+        by themselves, for so long.
+        """
+        deadline: float | None = None
+        while True:
+            codes = [process.poll() for process in self._processes]
+            ended = set(codes) - {None, 0}
+            if None not in codes or ended - {Interrupted.exit_code}:
+                break
+            if ended:  # a rank was stopped; they have agreed on it, and the others leave within moments
+                deadline = deadline or time.monotonic() + grace_seconds
+                if time.monotonic() > deadline:
+                    break
+            self._look()
+            time.sleep(POLL_SECONDS)
+        # One that was killed drags the others along within a moment: it is the one to be told of.
+        killed = (at for at, code in enumerate(codes) if was_killed(code))
+        return next(killed, next((at for at, code in enumerate(codes) if code), None))
+
+    def stopped_by(self, code: int) -> str:
+        """Who has asked, where processes were ended as they had not begun to train."""
+        asked = self._stop.wish() == Wish.STOP and signal_of(code) == signal.SIGTERM
+        return self._stop.asked_by if self.ended_early or asked else ""
+
+    def _look(self) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        signs = pulses(self._logs)
+        ranks = [sign for sign in signs.values() if self._is_ours(sign)]
+        wish = self._stop.wish()
+        if wish == Wish.STOP:
+            self._ask_to_stop(ranks)
+        elif wish == Wish.SAVE:
+            self._ask(ranks, signal.SIGUSR1)
+            self._stop.saved()
+        if message := self._patience.lost(signs):
+            self._ask(ranks, signal.SIGUSR2)
+            time.sleep(STACKS_SECONDS)
+            raise Hung(f"{message}\n{advice(self._logs)}")
+
+    def _is_ours(self, sign: Pulse) -> bool:
+        """And not a process that has got the number of a rank which has ended."""
+        environment = environment_of(sign.pid)
+        return all(environment.get(name) == value for name, value in self._mark.items())
+
+    def _ask_to_stop(self, ranks: Sequence[Pulse]) -> None:
+        """Each rank once, also those that come later: a second signal means at once."""
+        if not self._told:
+            for process in self._processes:
+                if not any(is_below(rank.pid, process.pid) for rank in ranks):
+                    signal_session(process, signal.SIGTERM)  # nothing is lost: no job trains before all are there
+                    self.ended_early = True
+                    self._told.add(process.pid)
+        for rank in ranks:
+            if rank.pid not in self._told:
+                tell(rank.pid, signal.SIGTERM)
+                self._told.add(rank.pid)
+
+    @staticmethod
+    def _ask(ranks: Sequence[Pulse], how: signal.Signals) -> None:
+        for rank in ranks:
+            if hears(rank.pid, how):
+                tell(rank.pid, how)
+
+
+def signal_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """The process, and whatever it has started that has not left its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, how)

@@ -1,0 +1,117 @@
+"""What the optimizer remembers, out of DeepSpeed's partitions and back into them.
+
+by weight   exp_avg and the like, one number for each weight: gathered tensor by tensor, and put back on any number of
+            ranks under any ZeRO stage
+by rank     states of another shape (of 8-bit optimizers, quantised over a rank's whole part): as they are, and only
+            for the same partition again
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from torch import Tensor, nn
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What an optimizer holds."""
+
+    by_weight: tuple[str, ...]
+    numbers: dict[str, float]  # its count of steps: the same for every weight
+    whole: bool  # whether these two are all of it
+
+
+def states(engine: Any) -> list[tuple[Tensor, State]]:
+    """Each flat part of the masters on this rank, and what the optimizer remembers of it."""
+    inner = engine.optimizer.optimizer
+    return [(flat, inner.state[flat]) for flat in _flats(engine)]
+
+
+def _flats(engine: Any) -> list[Tensor]:
+    optimizer = engine.optimizer
+    return list(
+        optimizer.fp32_partitioned_groups_flat if _is_zero3(engine) else optimizer.single_partition_of_fp32_groups
+    )
+
+
+def _link(engine: Any) -> None:
+    """Let the weights find their moments. ZeRO-2 does so itself, but after the first step of the first group of weights,
+    and never again: those of a second group (norms, say, which do not decay) it does not find.
+    """
+    if not _is_zero3(engine):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_zero3(engine: Any) -> bool:
+    return hasattr(engine.optimizer, "fp32_partitioned_groups_flat")
+
+
+def kinds(engine: Any) -> Kinds:
+    """As it stands after a step."""
+    _link(engine)
+    by_weight: dict[str, None] = {}
+    numbers: dict[str, float] = {}
+    whole = True
+    for flat, state in states(engine):
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.numel() == 1 < flat.numel():
+                numbers[key] = float(value)
+            elif value.shape == flat.shape and value.is_floating_point():
+                by_weight[key] = None
+            else:
+                whole = False
+    return Kinds(tuple(by_weight), numbers, whole)
+
+
+def moment_of(weight: nn.Parameter, key: str) -> Tensor:
+    """The whole of it, in fp32. Collective."""
+    moment: Tensor = safe_get_full_optimizer_state(weight, key)
+    return moment.detach().float().view(getattr(weight, "ds_shape", weight.shape))
+
+
+def set_moment(weight: nn.Parameter, key: str, moment: Tensor) -> None:
+    safe_set_full_optimizer_state(weight, moment, key)
+
+
+def set_numbers(engine: Any, numbers: dict[str, float]) -> None:
+    for _, state in states(engine):
+        for key in numbers.keys() & state.keys():
+            if isinstance(state[key], Tensor):
+                state[key].fill_(numbers[key])
+            else:
+                state[key] = type(state[key])(numbers[key])
+
+
+def of_this_rank(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the states as it is, under a name that says whose part it is of."""
+    for at, (_, state) in enumerate(states(engine)):
+        yield from ((f"{at}.{key}", value) for key, value in state.items() if isinstance(value, Tensor))
+
+
+def wake(engine: Any) -> None:
+    """Have the optimizer make its state, which it does in its first step: one with neither gradients nor a rate.
+
+    The masters are put back behind it in any case.
+    """
+    optimizer, inner = engine.optimizer, engine.optimizer.optimizer
+    rates = [group["lr"] for group in inner.param_groups]
+    for group in inner.param_groups:
+        group["lr"] = 0.0
+    held = [flat.grad for flat in _flats(engine)]
+    for at, flat in enumerate(_flats(engine)):
+        flat.grad = torch.zeros_like(flat)
+        if _is_zero3(engine):  # which steps through its groups one by one
+            optimizer._optimizer_step(at)
+    if not _is_zero3(engine):
+        inner.step()
+    _link(engine)
+    for flat, gradient in zip(_flats(engine), held, strict=True):
+        flat.grad = gradient
+    for group, rate in zip(inner.param_groups, rates, strict=True):
+        group["lr"] = rate
