@@ -57,7 +57,7 @@ class Guard:
             called = subprocess.Popen(  # noqa: S603
                 words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
             )
-            while not self._again and (called.poll() is None or self._left(called.pid)):
+            while not self._again and not self._ended(called):
                 self._pass_on(called.pid)
                 self._look_for_orphans(called)
                 time.sleep(POLL_SECONDS)
@@ -88,6 +88,13 @@ class Guard:
         elif time.monotonic() - self._first > TOGETHER_SECONDS:
             self._again = True
 
+    def _ended(self, called: subprocess.Popen[bytes]) -> bool:
+        """With its ranks, also those that have come since the last look."""
+        if called.poll() is None or self._left(called.pid):
+            return False
+        self._look_for_ranks(called.pid)
+        return not self._left(called.pid)
+
     def _pass_on(self, called: int) -> None:
         if time.monotonic() < self._next_look:
             return
@@ -103,7 +110,7 @@ class Guard:
     def _look_for_ranks(self, called: int) -> None:
         """The children of launch.py. One that is gone has none any more, and those that were known stay so."""
         ours = [each for each in everyone() if session_of(each) == called]
-        self._launchers |= {each for each in ours if LAUNCH in words_of(each) and parent_of(each) == called}
+        self._launchers |= {each for each in ours if LAUNCH in words_of(each)}
         self._ranks |= {each for each in ours if parent_of(each) in self._launchers}
 
     def _look_for_orphans(self, called: subprocess.Popen[bytes]) -> None:
@@ -135,10 +142,8 @@ class Guard:
 
     def _code(self, code: int) -> int:
         """That of the ranks, which launch.py passes on; 75 where they were ended, or told by the end of a launcher."""
-        if code in (0, Interrupted.exit_code) and not self._orphaned:
-            return code
         by_us = self._first is not None and (self._ended_early or signal_of(code) == signal.SIGTERM)
-        if self._orphaned or by_us:
+        if (code != 0 and by_us) or (code <= 0 and self._orphaned):
             return Interrupted.exit_code
         return code if code >= 0 else 128 - code
 

@@ -252,16 +252,20 @@ def test_every_broken_tensor_is_refused_by_name(zygote: Zygote, tmp_path: Path) 
 
 def spoiled(arguments: list[str]) -> None:
     """In the ranks: the worker, whose disk gives a NaN back."""
+    from safetensors.torch import load_file, save_file
+
     from phased_cpt import worker
     from phased_cpt.train import phase_run
 
-    write = phase_run.write_weights
+    sound = phase_run.require_sound
 
-    def spoiling(model: Any, masters: Any, folder: Path) -> None:
-        name = next(iter(masters))
-        write(model, masters | {name: masters[name] * float("nan")}, folder)
+    def spoiling(folder: Path, *others: Any) -> None:
+        weights = load_file(folder / "adapter_model.safetensors")
+        first = next(iter(weights))
+        save_file(weights | {first: weights[first] * float("nan")}, folder / "adapter_model.safetensors")
+        sound(folder, *others)
 
-    phase_run.write_weights = spoiling
+    phase_run.require_sound = spoiling
     worker.main(arguments)
 
 

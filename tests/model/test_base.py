@@ -52,7 +52,8 @@ def test_a_model_that_is_trained_whole_is_written_whole_and_in_fp32(kind: str, t
         name: weight.detach().float() + 0.01 * torch.randn(weight.shape) for name, weight in model.named_parameters()
     }
     expected = {saved_names(model, list(masters))[name]: tuple(weight.shape) for name, weight in masters.items()}
-    write_weights(model, masters, tmp_path / "best_model")
+    (tmp_path / "best_model").mkdir()
+    write_weights(model, tmp_path / "best_model", writes=True, take=lambda name, weight: masters[name])
     require_sound(tmp_path / "best_model", expected, {})
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "best_model", attn_implementation="eager")
     assert again.dtype == torch.float32
@@ -85,7 +86,8 @@ def test_auto_adapts_every_linear_layer_but_the_head(kind: str, tmp_path: Path) 
 def test_an_adapter_comes_back_as_it_was_written_with_the_dropout_of_its_phase(base: Path, tmp_path: Path) -> None:
     model = adapt(loaded(base), None, Lora(r=2, dropout=0.1), seed=1)
     masters = {name: torch.randn(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
-    write_weights(model, masters, tmp_path / "best_adapter")
+    (tmp_path / "best_adapter").mkdir()
+    write_weights(model, tmp_path / "best_adapter", writes=True, take=lambda name, weight: masters[name])
     for dropout in (0.4, 0.0):
         again = adapt(loaded(base), tmp_path / "best_adapter", Lora(r=2, dropout=dropout), seed=9)
         assert isinstance(again, PeftModel)

@@ -31,7 +31,9 @@ from phased_cpt.job import Job, Start
 from phased_cpt.model.adapter import adapt
 from phased_cpt.model.base import load_base
 from phased_cpt.plan import make_plan
+from phased_cpt.pulse import Beating
 from phased_cpt.schedule import Prepared
+from phased_cpt.stopping import Stopping
 from phased_cpt.train import phase_run
 from phased_cpt.train.checks import Learning, leak
 from phased_cpt.train.engine import Rank, join, quiet, swept
@@ -180,7 +182,7 @@ def _phase(spec: Spec, at: int, folder: Path, rank: Rank) -> dict[str, Any]:
     with swept(), _changed(spec, lambda path: blocks[path.name]):
         phase = job.phase_plan()
         worker._make_base(job, phase, rank)
-        run = Bench(job, phase, rank, notes)
+        run = Bench(job, phase, rank, notes, Stopping(), Beating(folder / "pulses", rank.number))
         run.spec, run.seen = spec, []
         if spec.get("unevaluated"):
             run.sets = {}

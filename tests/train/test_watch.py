@@ -9,6 +9,8 @@ import pytest
 
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
+from phased_cpt.stopping import Wish
+from phased_cpt.train.standing import Standing
 from phased_cpt.train.watch import MOST_SKIPPED, Course, Watch
 
 
@@ -43,6 +45,10 @@ class Phase:
     heard: Heard = field(default_factory=Heard)
     kept: list[int] = field(default_factory=list)
     checked: list[int] = field(default_factory=list)
+    saved_every: int = 50
+    wishes: dict[int, Wish] = field(default_factory=dict)
+    saved: list[int] = field(default_factory=list)
+    standing: Standing = field(default_factory=Standing)
 
     def go(self) -> int:
         """Returns the step at which it ended."""
@@ -50,18 +56,32 @@ class Phase:
         measured: Iterator[float] = iter(self.losses)
         main = "evolution" if self.losses else None
         self.watch = Watch(
-            course=Course("evolution", self.steps, self.evaluated_at, main, self.patience, 4, 8, later_steps=12.0),
+            course=Course(
+                "evolution",
+                self.steps,
+                self.evaluated_at,
+                main,
+                self.patience,
+                4,
+                8,
+                later_steps=12.0,
+                saved_every=self.saved_every,
+            ),
+            standing=self.standing,
             listener=self.heard,
             at_begin=lambda: None,
+            ready=lambda: None,
             evaluate=lambda: {"evolution": Measured(next(measured), 100)},
             check=self.checked.append,
-            keep_best=self.kept.append,
+            keep_best=lambda: self.kept.append(self.standing.best.step),  # type: ignore[union-attr]
             tokens_of_step=lambda: 50,
             utilisation=lambda speed: {},
             skipped=lambda: state.global_step in self.skips,
+            wished=lambda step: self.wishes.get(step, Wish.NOTHING),
+            save=lambda: self.saved.append(self.standing.step),
         )
         self.watch.on_train_begin(None, state, control)
-        for step in range(1, self.steps + 1):
+        for step in range(self.standing.step + 1, self.steps + 1):
             self.watch.on_step_begin(None, state, control)
             state.global_step = step
             self.watch.on_step_end(None, state, control)
@@ -83,7 +103,7 @@ def test_a_phase_stops_where_its_loss_has_not_fallen_for_so_many_evaluations(
     phase = Phase([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 2.9], patience, evaluated_at=frozenset(range(1, 7)))
     assert phase.go() == end
     assert phase.kept == kept
-    assert phase.watch.stopped_early == (end < 6)
+    assert phase.standing.stopped_early == (end < 6)
     assert any("stopped at step" in message for message in phase.heard.told) == (end < 6)
 
 
@@ -91,13 +111,13 @@ def test_what_a_phase_begins_with_is_measured_and_is_not_its_best() -> None:
     phase = Phase([1.0, 4.0, 4.5], evaluated_at=frozenset({3, 6}))
     phase.go()
     assert [line["step"] for line in phase.heard.evaluations] == [0, 3, 6]
-    assert (phase.watch.best.step, phase.kept) == (3, [3])  # type: ignore[union-attr]
+    assert (phase.standing.best.step, phase.kept) == (3, [3])  # type: ignore[union-attr]
 
 
 def test_a_phase_without_held_out_documents_says_so_and_goes_its_way() -> None:
     phase = Phase(evaluated_at=frozenset({3, 6}))
     assert phase.go() == 6
-    assert (phase.heard.evaluations, phase.watch.best) == ([], None)
+    assert (phase.heard.evaluations, phase.standing.best) == ([], None)
     assert "no held-out documents" in phase.heard.told[0]
 
 
@@ -115,7 +135,7 @@ def test_a_line_says_how_far_it_is_and_what_is_left() -> None:
 def test_steps_that_overflow_are_counted_and_are_none() -> None:
     phase = Phase(skips=frozenset({1, 2, 4}), gradients={1: float("inf"), 2: float("nan"), 4: float("inf")})
     phase.go()
-    assert phase.watch.skipped_steps == 3
+    assert phase.standing.skipped_steps == 3
     assert phase.checked == [1, 2, 3], "the steps that were taken"
     assert phase.heard.told[-1] == "evolution: step 4 was skipped (fp16 overflow, 3 so far)"
 
@@ -140,3 +160,33 @@ def test_a_loss_that_is_no_number_is_never_the_best() -> None:
 def test_a_gradient_that_is_not_finite_ends_training(gradient: float) -> None:
     with pytest.raises(Diverged, match="step 2: the gradient is not finite"):
         Phase(gradients={2: gradient}).go()
+
+
+def test_a_checkpoint_is_made_every_so_many_steps_and_where_one_is_asked_for() -> None:
+    """At the end there is none: what the phase has come to is published in a moment."""
+    phase = Phase(saved_every=2)
+    assert (phase.go(), phase.saved, phase.watch.is_stopped) == (6, [2, 4], False)
+    asked = Phase(wishes={3: Wish.SAVE})
+    assert (asked.go(), asked.saved) == (6, [3])
+    at_the_end = Phase(saved_every=3, wishes={6: Wish.STOP})
+    assert (at_the_end.go(), at_the_end.saved, at_the_end.watch.is_stopped) == (6, [3], False)
+
+
+def test_a_stop_is_a_checkpoint_behind_all_that_belongs_to_its_step() -> None:
+    phase = Phase(losses=[3.0, 2.0], evaluated_at=frozenset({4}), wishes={4: Wish.STOP})
+    assert (phase.go(), phase.saved, phase.kept, phase.watch.is_stopped) == (4, [4], [4], True)
+
+
+def test_a_phase_that_stopped_early_saves_nothing_more() -> None:
+    """Whoever went on from there would train what patience has ended."""
+    phase = Phase(losses=[3, 2, 2.5, 2.6], patience=2, evaluated_at=frozenset({1, 2, 3, 4}), saved_every=3)
+    assert (phase.go(), phase.saved) == (3, [])
+
+
+def test_a_phase_goes_on_after_its_step_and_is_not_evaluated_before_it_again() -> None:
+    standing = Standing(step=4, tokens_seen=200)
+    phase = Phase(losses=[2.0], evaluated_at=frozenset({6}), standing=standing)
+    assert phase.go() == 6
+    assert [line["step"] for line in phase.heard.lines] == [5, 6]
+    assert phase.heard.lines[-1]["tokens_seen"] == 300
+    assert [line["step"] for line in phase.heard.evaluations] == [6]
