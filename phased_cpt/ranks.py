@@ -30,6 +30,7 @@ from phased_cpt.stopping import Stopping, heard
 from phased_cpt.train.engine import Rank, join, meet, quiet
 from phased_cpt.worker import train_phase
 
+GONE = (DistNetworkError, DistStoreError, ConnectionError)  # what a store without its keeper answers
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0  # until every rank has heard that it may leave
 TELLING_SECONDS = 1.0  # for rank 0, which has a message and an exit code
@@ -91,9 +92,15 @@ class Ranks:
 
     def _failed(self, error: Exception) -> int:
         """Rank 0 tells what befell all of them; what befell this one alone is told here."""
-        with contextlib.suppress(TimeoutError):
+        try:
             return self._leave(self._next_order(FAILED_SECONDS))
-        self._store.add("failed alone", getattr(error, "exit_code", 1))
+        except TimeoutError:
+            pass
+        except PhasedCptError:  # rank 0 is gone, and that is why; but for what this one knows better
+            if not isinstance(error, PhasedCptError):
+                raise
+        with contextlib.suppress(*GONE):
+            self._store.add("failed alone", getattr(error, "exit_code", 1))
         if isinstance(error, PhasedCptError):
             sys.stderr.write(scrubbed(f"rank {self.number}: {error}\n"))
             return error.exit_code
@@ -115,12 +122,13 @@ class Ranks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """However it ends, the others hear of it."""
-        self._order(leave=0 if error is None else getattr(error, "exit_code", 1))
-        if self._rank is not None and error is None:
-            destroy_process_group()
-        deadline = time.monotonic() + (PATIENCE_SECONDS if error is None else FAILED_SECONDS)
-        while self._store.add("left", 0) < self.ranks - 1 and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)  # the store goes with this process
+        with contextlib.suppress(*GONE):  # torchrun keeps the store, and may have been killed
+            self._order(leave=0 if error is None else getattr(error, "exit_code", 1))
+            if self._rank is not None and error is None:
+                destroy_process_group()
+            deadline = time.monotonic() + (PATIENCE_SECONDS if error is None else FAILED_SECONDS)
+            while self._store.add("left", 0) < self.ranks - 1 and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)  # the store goes with this process
 
     def _order(self, **order: Any) -> None:
         self._store.set(f"order-{self._orders}", json.dumps(order))
@@ -136,7 +144,7 @@ class Ranks:
             self._orders += 1
             order: dict[str, Any] = json.loads(self._store.get(key))
             return order
-        except (DistNetworkError, DistStoreError, ConnectionError) as error:
+        except GONE as error:
             raise PhasedCptError(f"rank {self.number}: rank 0 is gone ({error})") from None
 
 

@@ -5,17 +5,23 @@ SIGUSR1                   a checkpoint, and on
 
 Nothing is lost by leaving anywhere: what is written is written beside and renamed. So a signal ends a process where it
 is, as an exception, but for the stretches that are `held`: there it is a wish, and granted between two steps.
+
+signal ─ the main thread, when Python gets to it ─→ exception, or wish
+       ─ a thread, which does not wait for that  ─→ the end, at a second one, or where that hangs in a library
 """
 
 import contextlib
+import errno
 import os
+import select
 import signal
-import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
+from typing import NoReturn
 
 from phased_cpt.errors import Interrupted
 
@@ -23,6 +29,8 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ASKED_BY: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGALRM: "the time that --minutes gives is over"}
 # A Ctrl-C reaches every process of a terminal, and launchers pass it on: what comes together is one wish.
 TOGETHER_SECONDS = 1.0
+LEAVING_SECONDS = 5.0  # for the main thread to leave by itself, where nothing holds it
+LOOK_SECONDS = 0.2
 
 
 class Wish(IntEnum):
@@ -38,9 +46,8 @@ class Stopping:
 
     def __init__(self) -> None:
         self.asked_by = ""
-        self._first: float | None = None
-        self._save = False
-        self._held = False
+        self._asked = self._raised = self._save = self._held = False
+        self._free_since = time.monotonic()
 
     def stop_in(self, seconds: float) -> None:
         """The clock asks as a signal does, because it is one."""
@@ -48,7 +55,7 @@ class Stopping:
 
     def wish(self) -> Wish:
         """What is asked for now."""
-        if self._first is not None:
+        if self._asked:
             return Wish.STOP
         return Wish.SAVE if self._save else Wish.NOTHING
 
@@ -58,7 +65,7 @@ class Stopping:
 
     def require_on(self) -> None:
         """Go no further where a stop is asked for."""
-        if self.wish() == Wish.STOP:
+        if self._asked:
             raise Interrupted(f"stopped ({self.asked_by}); the same command goes on")
 
     @contextlib.contextmanager
@@ -68,20 +75,45 @@ class Stopping:
         try:
             yield
         finally:
-            self._held = before
+            self._held, self._free_since = before, time.monotonic()
 
     def hear(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread."""
         if number == signal.SIGUSR1:
             self._save = True
             return
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self.asked_by = now, ASKED_BY.get(number) or signal.Signals(number).name
-            if not self._held:
-                self.require_on()
-        elif now - self._first > TOGETHER_SECONDS and number != signal.SIGALRM:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"asked twice: stopped at once\n")
-            os._exit(Interrupted.exit_code)
+        self._ask(number)
+        if not self._held and not self._raised:
+            self._raised = True
+            self.require_on()
+
+    def _ask(self, number: int) -> None:
+        if not self._asked:
+            self.asked_by, self._asked = ASKED_BY.get(number) or signal.Signals(number).name, True
+
+    def listen(self, pipe: int) -> None:
+        """In a thread of its own: a byte in the pipe for each signal, until the pipe is closed."""
+        first: float | None = None
+        while True:
+            if select.select([pipe], [], [], LOOK_SECONDS if first else None)[0]:
+                numbers = os.read(pipe, 64)
+                if not numbers:
+                    return
+                for number in [each for each in numbers if each in STOPS]:
+                    if first is None:
+                        first = time.monotonic()
+                        leave_a_closed_terminal()
+                        self._ask(number)
+                    elif time.monotonic() - first > TOGETHER_SECONDS:
+                        _end("asked twice: stopped at once\n")
+            if first and not self._held and time.monotonic() - max(first, self._free_since) > LEAVING_SECONDS:
+                _end("stopped; the same command goes on\n")
+
+
+def _end(message: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+    os._exit(Interrupted.exit_code)
 
 
 _heard: Stopping | None = None
@@ -94,17 +126,59 @@ def heard() -> Iterator[Stopping]:
     if _heard is not None:
         yield _heard
         return
-    _heard, before = Stopping(), {}
+    _heard = Stopping()
     try:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (*STOPS, signal.SIGALRM, signal.SIGUSR1):
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue  # nohup
-                before[number] = signal.signal(number, _heard.hear)
-        yield _heard
+        with _ears(_heard):
+            yield _heard
     finally:
-        if before:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        _heard = None
+
+
+@contextlib.contextmanager
+def _ears(stopping: Stopping) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    reads, writes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before, pipe = {}, signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    listening = threading.Thread(target=stopping.listen, args=[reads], name="signals", daemon=True)
+    listening.start()
+    try:
+        for number in (*STOPS, signal.SIGALRM, signal.SIGUSR1):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
+            before[number] = signal.signal(number, stopping.hear)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe)
+        os.close(writes)
+        listening.join()
+        os.close(reads)
+
+
+def _in_a_forked_child() -> None:
+    """It would write into its parent's pipe."""
+    global _heard
+    if _heard is not None:
+        signal.set_wakeup_fd(-1)
+        for number in (*STOPS, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
         _heard = None
+
+
+os.register_at_fork(after_in_child=_in_a_forked_child)
+
+
+def leave_a_closed_terminal() -> None:
+    """Print to nowhere from now on, where there is nobody any more who reads: it would be an error, and end a stop."""
+    for file in (1, 2):
+        try:
+            termios.tcgetattr(file)
+        except termios.error as error:  # of a file or a pipe it says ENOTTY
+            if error.args[0] == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, file)
+                os.close(nowhere)

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from phased_cpt.config.secrets import scrubbed
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.job import Job
+from phased_cpt.launchers import CONDUCTOR
+from phased_cpt.launchers.hang import Watchdog
 from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.ledger import rank_lock
 from phased_cpt.model.base import make_random_base
@@ -38,6 +40,9 @@ def train_phase(job: Job, rank: Rank) -> None:
         around.enter_context(swept())
         around.enter_context(rank_lock(job.run, job.signature))
         pulse = around.enter_context(beating(job, rank))
+        if CONDUCTOR not in os.environ:  # which would look at the pulses
+            patience = job.plan().config.launch.hang_minutes * 60
+            around.enter_context(Watchdog(job.run.root / phase.folder / "logs", rank.number, patience))
         listener = around.enter_context(listening(job, phase, rank))
         stop.require_on()
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone

@@ -19,6 +19,8 @@ settings.register_profile("people", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "people")
 
+pytest_plugins = ["tests.faults.matrix"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "dataset" / "sample"
 TOKENIZER = SAMPLE / "tokenizer.json"

@@ -24,6 +24,7 @@ from phased_cpt.launchers.start import failure_of
 from phased_cpt.stopping import Stopping
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+GRACE_SECONDS = 10.0  # between asking and making
 DEADLINE_SECONDS = 240.0  # a hang must not eat the whole of CI
 
 
@@ -162,10 +163,22 @@ def _codes(children: list[int], patience: float) -> list[int]:
             deadline, failed = time.monotonic() + patience, True  # the others may have something to say
         if time.monotonic() > deadline:
             for child in (child for child in children if child not in codes):
-                os.kill(child, signal.SIGTERM)
-                codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                codes[child] = _ended(child)
         time.sleep(0.01)
     return [codes[child] for child in children]
+
+
+def _ended(child: int) -> int:
+    """Asked, and made to."""
+    os.kill(child, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ def _flats(engine: Any) -> list[Tensor]:
 
 
 def _link(engine: Any) -> None:
-    """Let the weights find their moments. ZeRO-2 does so itself, but after the first step of the first group of weights,
-    and never again: those of a second group (norms, say, which do not decay) it does not find.
+    """Let weights find their moments. ZeRO-2 does so once, after the first step of its first group: those of a second
+    group (of norms, say, which do not decay) have none yet, and are never found.
     """
     if not _is_zero3(engine):
         engine.optimizer._hp_optimizer_states_linked = False

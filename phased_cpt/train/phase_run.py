@@ -167,10 +167,9 @@ class PhaseRun:
         """The engine is there, and nothing is trained yet, in this attempt."""
         engine = self.trainer.model_wrapped
         if self.resume:
-            scheduler = self.trainer.lr_scheduler
-            checkpoint.restore(
-                self.model, engine, getattr(scheduler, "scheduler", scheduler), self.rank, self.resume
-            )  # of accelerate's wrapper, the one inside
+            wrapped: Any = self.trainer.lr_scheduler  # by accelerate
+            scheduler = getattr(wrapped, "scheduler", wrapped)
+            checkpoint.restore(self.model, engine, scheduler, self.rank, self.resume)
         put_back(self.model, self.first)
         self.first = {}  # they have served
         checkpoint.require_one_weight(self.model)

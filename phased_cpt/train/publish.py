@@ -29,7 +29,11 @@ ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
 def write_weights(
-    model: nn.Module, folder: Path, *, writes: bool, take: Callable[[str, nn.Parameter], Tensor] = lambda name, weight: master_of(weight)
+    model: nn.Module,
+    folder: Path,
+    *,
+    writes: bool,
+    take: Callable[[str, nn.Parameter], Tensor] = lambda name, weight: master_of(weight),
 ) -> dict[str, str]:
     """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases.
 
@@ -46,7 +50,7 @@ def write_weights(
         path = folder / (ADAPTER_FILE if adapter else MODEL_FILE)
         file = TensorFile(path, shapes | {name: (each.dtype, each.shape) for name, each in others.items()})
     for name, weight in weights.items():
-        master = take(name, weight)
+        master = master_of(weight) if take is None else take(name, weight)
         if file:
             file.add(names[name], master.float())
     if not file:
