@@ -29,7 +29,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ASKED_BY: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGALRM: "the time that --minutes gives is over"}
 # A Ctrl-C reaches every process of a terminal, and launchers pass it on: what comes together is one wish.
 TOGETHER_SECONDS = 1.0
-LEAVING_SECONDS = 5.0  # for the main thread to leave by itself, where nothing holds it
+LEAVING_SECONDS = 3.0  # for the main thread to leave by itself, where nothing holds it
 LOOK_SECONDS = 0.2
 
 

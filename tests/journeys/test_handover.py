@@ -39,8 +39,8 @@ def seen(arguments: list[str]) -> None:
     from safetensors.torch import save_file
 
     from phased_cpt import worker
-    from tests.train.programs import gathered
     from phased_cpt.train.publish import saved_names
+    from tests.train.programs import gathered
 
     begin = worker.PhaseRun._begin
 

@@ -50,8 +50,8 @@ def kept(arguments: list[str]) -> None:
     from safetensors.torch import save_file
 
     from phased_cpt import worker
-    from tests.train.programs import gathered
     from phased_cpt.train.publish import saved_names
+    from tests.train.programs import gathered
 
     evaluate = worker.PhaseRun._evaluate
 
