@@ -255,7 +255,10 @@ def _contradictions(content: Content, said: dict[str, Said], name: str) -> Itera
 
 def _wrong_stage(content: Content, phase: PhasePlan) -> Iterator[str]:
     stage, given = stage_of(content), _at(content, _STAGE)
-    if stage not in (2, 3):
+    if _same(given, 0) and phase.model.precision != "fp32":
+        said = _words(phase, "model", "precision")
+        yield f"{_STAGE} is 0, and {said}: without ZeRO there are no fp32 weights beside them to learn with; write 2"
+    elif stage not in (2, 3) and not _same(given, 0):
         what = "is absent" if given is _ABSENT else f"is {_shown(given)}"
         yield f"{_STAGE} {what}; write 2, or 3 to shard the weights, too"
     if stage == 3 and phase.model.use_4bit and _storage(phase) != phase.model.precision:

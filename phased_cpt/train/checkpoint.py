@@ -56,7 +56,7 @@ def save(model: nn.Module, engine: Any, rank: Rank, folder: Path, standing: Stan
     beside = folder.with_name(f".{folder.name}.building")
     digests = write_weights(model, beside, writes=rank.first)
     if kinds.whole:
-        digests |= _write_moments(model, kinds.by_weight, beside / OPTIMIZER, rank.first)
+        digests |= _write_moments(model, engine, kinds.by_weight, beside / OPTIMIZER, rank.first)
     else:
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.of_this_rank(engine)}
         save_file(own, beside / of_rank(rank.number))
@@ -82,7 +82,7 @@ def save_weights(model: nn.Module, rank: Rank, folder: Path, manifest: Manifest)
         seal(folder, manifest, digests)
 
 
-def _write_moments(model: nn.Module, keys: tuple[str, ...], path: Path, writes: bool) -> dict[str, str]:
+def _write_moments(model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path, writes: bool) -> dict[str, str]:
     shapes = {
         f"{key}.{name}": (torch.float32, getattr(weight, "ds_shape", weight.shape))
         for name, weight in trained(model)
@@ -91,7 +91,7 @@ def _write_moments(model: nn.Module, keys: tuple[str, ...], path: Path, writes: 
     file = TensorFile(path, shapes) if writes else None
     for name, weight in trained(model):
         for key in keys:
-            moment = moments.moment_of(weight, key)
+            moment = moments.moment_of(engine, weight, key)
             if file:
                 file.add(f"{key}.{name}", moment)
     return {path.name: file.close()} if file else {}
@@ -127,7 +127,7 @@ def restore(model: nn.Module, engine: Any, scheduler: LambdaLR, rank: Rank, fold
     counts = Counts(**values | {"by_weight": tuple(values["by_weight"])})
     moments.wake(engine)
     if counts.whole:
-        _restore_by_weight(model, counts.by_weight, folder / OPTIMIZER)
+        _restore_by_weight(model, engine, counts.by_weight, folder / OPTIMIZER)
     else:
         _restore_by_rank(engine, rank, folder)
     moments.set_numbers(engine, counts.optimizer)
@@ -138,12 +138,12 @@ def restore(model: nn.Module, engine: Any, scheduler: LambdaLR, rank: Rank, fold
     _set_schedule(scheduler, standing_of(folder))
 
 
-def _restore_by_weight(model: nn.Module, keys: tuple[str, ...], path: Path) -> None:
+def _restore_by_weight(model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         for name, weight in trained(model):
             for key in keys:
                 moment = file.get_tensor(f"{key}.{name}")
-                moments.set_moment(weight, key, moment.to(weight.device))
+                moments.set_moment(engine, weight, key, moment.to(weight.device))
 
 
 def _restore_by_rank(engine: Any, rank: Rank, folder: Path) -> None:
@@ -184,7 +184,7 @@ def _moments(model: nn.Module, engine: Any, folder: Path) -> Iterator[tuple[str,
     with safe_open(folder / OPTIMIZER, framework="pt") as file:
         for name, weight in trained(model):
             for key in keys:
-                yield f"{key}.{name}", moments.moment_of(weight, key), file.get_tensor(f"{key}.{name}")
+                yield f"{key}.{name}", moments.moment_of(engine, weight, key), file.get_tensor(f"{key}.{name}")
 
 
 def require_one_weight(model: nn.Module) -> None:

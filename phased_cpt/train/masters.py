@@ -31,10 +31,15 @@ def _in_parts(weight: nn.Parameter) -> bool:
 
 def master_of(weight: nn.Parameter) -> Tensor:
     """The whole master of a weight. Collective."""
-    master: Tensor | None = safe_get_full_fp32_param(weight)
+    master: Tensor | None = weight if is_its_own_master(weight) else safe_get_full_fp32_param(weight)
     if master is None:
         raise RuntimeError("the engine has no fp32 master of a trained weight; ZeRO-2 and ZeRO-3 have")
     return master.detach().view(getattr(weight, "ds_shape", weight.shape))
+
+
+def is_its_own_master(weight: nn.Parameter) -> bool:
+    """Without ZeRO, which is for fp32 alone here."""
+    return not _in_parts(weight) and not hasattr(weight, "_hp_mapping") and weight.dtype == torch.float32
 
 
 def put_back(model: nn.Module, masters: Masters) -> int:
@@ -46,7 +51,10 @@ def put_back(model: nn.Module, masters: Masters) -> int:
             continue
         held = master_of(weight)
         if not torch.equal(held.cpu(), wanted):
-            safe_set_full_fp32_param(weight, wanted.to(held.device))
+            if is_its_own_master(weight):
+                held.copy_(wanted)
+            else:
+                safe_set_full_fp32_param(weight, wanted.to(held.device))
             changed += 1
     return changed
 

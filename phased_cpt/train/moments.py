@@ -14,6 +14,8 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor, nn
 
+from phased_cpt.train.masters import is_its_own_master
+
 State = dict[str, Any]
 
 
@@ -28,12 +30,19 @@ class Kinds:
 
 def states(engine: Any) -> list[tuple[Tensor, State]]:
     """Each flat part of the masters on this rank, and what the optimizer remembers of it."""
-    inner = engine.optimizer.optimizer
-    return [(flat, inner.state[flat]) for flat in _flats(engine)]
+    return [(flat, _inner(engine).state[flat]) for flat in _flats(engine)]
+
+
+def _inner(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer itself, inside of DeepSpeed's."""
+    found: torch.optim.Optimizer = engine.optimizer.optimizer if _is_sharded(engine) else engine.optimizer
+    return found
 
 
 def _flats(engine: Any) -> list[Tensor]:
     optimizer = engine.optimizer
+    if not _is_sharded(engine):  # each weight as it is
+        return [weight for group in optimizer.param_groups for weight in group["params"]]
     return list(
         optimizer.fp32_partitioned_groups_flat if _is_zero3(engine) else optimizer.single_partition_of_fp32_groups
     )
@@ -43,9 +52,13 @@ def _link(engine: Any) -> None:
     """Let weights find their moments. ZeRO-2 does so once, after the first step of its first group: those of a second
     group (of norms, say, which do not decay) have none yet, and are never found.
     """
-    if not _is_zero3(engine):
+    if _is_sharded(engine) and not _is_zero3(engine):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_sharded(engine: Any) -> bool:
+    return int(engine.zero_optimization_stage()) > 0
 
 
 def _is_zero3(engine: Any) -> bool:
@@ -69,14 +82,18 @@ def kinds(engine: Any) -> Kinds:
     return Kinds(tuple(by_weight), numbers, whole)
 
 
-def moment_of(weight: nn.Parameter, key: str) -> Tensor:
+def moment_of(engine: Any, weight: nn.Parameter, key: str) -> Tensor:
     """The whole of it, in fp32. Collective."""
-    moment: Tensor = safe_get_full_optimizer_state(weight, key)
+    own = is_its_own_master(weight)
+    moment: Tensor = engine.optimizer.state[weight][key] if own else safe_get_full_optimizer_state(weight, key)
     return moment.detach().float().view(getattr(weight, "ds_shape", weight.shape))
 
 
-def set_moment(weight: nn.Parameter, key: str, moment: Tensor) -> None:
-    safe_set_full_optimizer_state(weight, moment, key)
+def set_moment(engine: Any, weight: nn.Parameter, key: str, moment: Tensor) -> None:
+    if is_its_own_master(weight):
+        engine.optimizer.state[weight][key].copy_(moment)
+    else:
+        safe_set_full_optimizer_state(weight, moment, key)
 
 
 def set_numbers(engine: Any, numbers: dict[str, float]) -> None:
@@ -99,7 +116,7 @@ def wake(engine: Any) -> None:
 
     The masters are put back behind it in any case.
     """
-    optimizer, inner = engine.optimizer, engine.optimizer.optimizer
+    optimizer, inner = engine.optimizer, _inner(engine)
     rates = [group["lr"] for group in inner.param_groups]
     for group in inner.param_groups:
         group["lr"] = 0.0

@@ -78,3 +78,66 @@ def goes_on_wrongly(how: str, arguments: list[str]) -> None:
     elif how == "the learning rate begins anew":
         checkpoint._set_schedule = lambda *given: None
     works(arguments)
+
+
+# What fails again and again ----------------------------------------------------------------------------------------------
+
+
+def fails_at(step: int, arguments: list[str]) -> None:
+    """A step of the second phase that never succeeds."""
+    from phased_cpt import worker
+
+    check = worker.PhaseRun._check
+
+    def failing(run: worker.PhaseRun, now: int) -> None:
+        check(run, now)
+        if run.phase.number == 2 and now == step and run.rank.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.PhaseRun._check = failing  # type: ignore[method-assign]
+    works(arguments)
+
+
+def fails_after_each_save(arguments: list[str]) -> None:
+    """Each attempt makes one new checkpoint, and is killed."""
+    from phased_cpt import worker
+
+    save = worker.PhaseRun._save
+
+    def failing(run: worker.PhaseRun) -> None:
+        save(run)
+        if run.rank.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.PhaseRun._save = failing  # type: ignore[method-assign]
+    works(arguments)
+
+
+def no_number(arguments: list[str]) -> None:
+    """A loss that is none."""
+    from phased_cpt import worker
+
+    losses = worker.PhaseRun._losses
+    worker.PhaseRun._losses = lambda run, batch: losses(run, batch) * float("nan")  # type: ignore[method-assign]
+    works(arguments)
+
+
+# A disk -----------------------------------------------------------------------------------------------------------------
+
+
+def fills(disk: str, step: int, passage: str, arguments: list[str]) -> None:
+    """Somebody else fills the disk, just before something is written."""
+    from phased_cpt import worker
+
+    before = getattr(worker.PhaseRun, passage)
+
+    def full(run: worker.PhaseRun, *given: Any) -> Any:
+        if run.rank.first and run.phase.number == 2 and run.trainer.state.global_step == step:
+            filler = os.open(f"{disk}/filler", os.O_WRONLY | os.O_CREAT, 0o666)
+            free = os.statvfs(disk)
+            os.posix_fallocate(filler, 0, free.f_bavail * free.f_frsize)
+            os.close(filler)
+        return before(run, *given)
+
+    setattr(worker.PhaseRun, passage, full)
+    works(arguments)

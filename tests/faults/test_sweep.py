@@ -3,7 +3,6 @@
 The sweep of a phase begins with the phases before it done, and ends when that phase is: by induction, of the whole run.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.run_dir import RunDir
 from tests.faults.conftest import Reference, Runs, Told
 from tests.faults.criterion import everything, require_equal
@@ -29,8 +28,12 @@ def killed_in_a_rank(runs: Runs, phase: int, rank: int, kinds: str, at: int, **w
     """Run until a rank is killed at its n-th operation; which one that was, or None if there is no n-th."""
     WORD.unlink(missing_ok=True)
     place = phase, rank, at, {"kinds": kinds}, str(WORD.resolve())
-    with contextlib.suppress(PhasedCptError):  # of one that was killed when all was published, nobody complains
+    try:
         runs.run(door=runs.door("meets", *place), **wanted)
+    except PhasedCptError as error:  # of one that was killed when all was published, nobody complains
+        if isinstance(error, Interrupted):
+            raise  # somebody has stopped these tests
+        assert WORD.exists(), error
     return " of ".join(json.loads(WORD.read_text())) if WORD.exists() else None
 
 
@@ -77,6 +80,7 @@ def test_a_rank_killed_anywhere_loses_nothing(
     phase: int, rank: int, kinds: str, at_each: range, runs: Runs, reference: Reference, told: Told
 ) -> None:
     last, wanted = ("one", reference.first_phase) if phase == 1 else (None, reference.whole)
+    runs.config["checkpoint"]["keep"] = 1  # so that checkpoints and slots are taken away, too
 
     def finish(at: int, place: str) -> None:
         runs.run(last=last)
@@ -95,6 +99,17 @@ def test_a_rank_killed_anywhere_loses_nothing(
         for passage in ("checkpoint-2.building", "/checkpoint-2", "best-3", ".deleting", "published", "best_adapter"):
             assert passage in seen, passage
     told(f"phase {phase}, rank {rank}: SIGKILL at {len(places)} {kinds}, all exact", len(places))
+
+
+@pytest.mark.xfail(reason="half a random base is never taken away: its name has the process in it", strict=False)
+@pytest.mark.fault("F4", "SIGKILL while the random base is written", "exact (E), and half of one is taken away")
+def test_half_a_random_base_does_not_stay_behind(runs: Runs, reference: Reference) -> None:
+    places = (killed_in_a_rank(runs, 1, 0, "files", at, last="one") for at in range(8, 40))
+    assert ".random_base." in next(place for place in places if place is None or ".random_base." in place)  # type: ignore[operator]
+    assert list(Path("run").glob(".random_base.*")), "the control: there is half of one"
+    runs.run(last="one")
+    require_equal(everything(Path("run")), reference.first_phase, "killed while the base was written")
+    assert not list(Path("run").glob(".random_base.*"))
 
 
 # The conductor ----------------------------------------------------------------------------------------------------------
@@ -138,4 +153,6 @@ def test_a_conductor_killed_anywhere_loses_nothing(
     places = swept(at_each, lambda: begun(reference, phase), lambda at: killed_in_the_conductor(runs, at), finish)
     require_equal(everything(Path("run")), reference.whole, "not killed any more")
     assert len(places) > 1, "there was something to kill"
+    if at_each.step == 1:
+        assert all(name in " ".join(places) for name in ("run.json", "job.json", "final_model", "tokenizer"))
     told(f"the conductor, from phase {phase}: SIGKILL at {len(places)} file operations, all exact", len(places))

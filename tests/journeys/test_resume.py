@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phased_cpt.errors import Interrupted
+from phased_cpt.errors import InputError, Interrupted
 from phased_cpt.ledger import read_record
 from phased_cpt.run_dir import RunDir
 from tests.journeys.conftest import Ran, Tiny
@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "LoRA, ZeRO-2, fp32": {},
     "LoRA, ZeRO-3, bf16": {"training": {"deepspeed": "zero3.json"}, "model": {"precision": "bf16"}},
     "QLoRA, ZeRO-2, bf16": {"model": {"use_4bit": True, "precision": "bf16"}},
+    "LoRA without ZeRO, fp32": {"training": {"deepspeed": "zero0.json"}},
     "every weight, ZeRO-2, bf16": {"lora": {"enabled": False}, "model": {"precision": "bf16"}},
 }
 
@@ -48,13 +49,15 @@ def test_a_run_that_takes_one_step_a_day_ends_as_one_that_is_never_stopped(tiny:
 @pytest.mark.requirement("R-02")
 def test_on_other_ranks_and_another_stage_the_same_blocks_give_the_same_losses(tiny: Tiny, ran: Ran) -> None:
     """Not to the bit: sums are rounded in another order. The ledger says so."""
-    config = tiny(model={"precision": "bf16"}, lora={"dropout": 0.1, "r": 4, "alpha": 8, "target_modules": "auto"})
+    config = tiny(lora={"dropout": 0.1, "r": 4, "alpha": 8, "target_modules": "auto"})
     config["phases"] = [{**config["phases"][0], "max_steps": 8}]
     ran(config)
     whole = all_of(Path("run"))["steps"]["phase1_foundation"]
     shutil.rmtree("run")
-    zero3 = {**config, "training": {**config["training"], "deepspeed": "zero3.json"}}
-    for settings, ranks in ((config, 2), (zero3, 1), (config, 1), (zero3, 2)):
+    zero0, zero3 = (
+        {**config, "training": {**config["training"], "deepspeed": name}} for name in ("zero0.json", "zero3.json")
+    )
+    for settings, ranks in ((config, 2), (zero3, 1), (zero0, 2), (zero3, 2)):
         try:
             ran(settings, ranks=ranks, steps_today=2)
         except Interrupted:
@@ -67,3 +70,61 @@ def test_on_other_ranks_and_another_stage_the_same_blocks_give_the_same_losses(t
     inexact = [attempt.inexact.keys() for attempt in read_record(RunDir(Path("run"))).attempts]  # type: ignore[union-attr]
     assert [len(keys) > 0 for keys in inexact] == [False, True, True, True]
     assert "foundation.ranks" in inexact[1] and "foundation.training.deepspeed" in inexact[2]
+
+
+# What an optimizer remembers: by weight, nothing, or quantised over the part of a rank, which is then large enough.
+OPTIMIZERS = ["lion_32bit", "adafactor", "sgd", "adagrad", "paged_adamw_8bit"]
+
+
+@pytest.mark.requirement("R-02")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_any_optimizer_goes_on_to_the_bit(tiny: Tiny, ran: Ran, optimizer: str) -> None:
+    config = tiny(
+        training={"optimizer": optimizer}, lora={"r": 32, "alpha": 8, "dropout": 0.1, "target_modules": "auto"}
+    )
+    config["phases"] = config["phases"][:1]
+    ran(config)
+    whole = all_of(Path("run"))
+    shutil.rmtree("run")
+    with pytest.raises(Interrupted):
+        ran(config, steps_today=2)
+    saved = sorted(path.name for path in Path("run").glob("*/checkpoints/checkpoint-2/optimizer*"))
+    if optimizer == "paged_adamw_8bit":
+        assert saved == ["optimizer-0.safetensors", "optimizer-1.safetensors"]
+        with pytest.raises(
+            InputError, match=r"kept in the parts of 2 ranks .*; go on with the same, or .*--resume none"
+        ):
+            ran(config, ranks=1)
+    else:
+        assert saved == ["optimizer.safetensors"]
+    ran(config)
+    assert all_of(Path("run")) == whole
+
+
+@pytest.mark.requirement("R-01")
+def test_a_run_goes_on_from_the_newest_checkpoint_from_another_or_from_none(tiny: Tiny, ran: Ran) -> None:
+    """What lies beyond is kept under another name."""
+    config = tiny(checkpoint={"every_steps": 1, "keep_published": True})
+    config["phases"] = config["phases"][:1]
+    ran(config)
+    whole = all_of(Path("run"))["weights"]
+    shutil.rmtree("run")
+    begun: list[int | None] = []
+    for resume, today in ((None, 3), (None, 0), ("1", 1), ("none", 1), (None, None)):
+        if today == 0:
+            with pytest.raises(InputError, match=r"--resume: .*checkpoint-7: no such checkpoint; .* steps: 3, 2, 1"):
+                ran(config, resume="7")
+            continue
+        if today is None:
+            ran(config)
+        else:
+            with pytest.raises(Interrupted):
+                ran(config, resume=resume, steps_today=today)
+        record = read_record(RunDir(Path("run")))
+        assert record is not None
+        begun.append(record.attempts[-1].resumed["foundation"])
+    assert begun == [0, 1, 0, 1]
+    kept = {path.name for path in Path("run/phase1_foundation/checkpoints").iterdir()}
+    assert {"checkpoint-2.aside", "checkpoint-3.aside", "checkpoint-1.aside", "checkpoint-2.aside2"} <= kept
+    assert all_of(Path("run"))["weights"] == whole
+    assert ran(config).trained == ()
