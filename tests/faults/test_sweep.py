@@ -58,9 +58,9 @@ def swept(
 
 
 RANKS = [
-    pytest.param(1, 0, "files", range(5, 400, 29), id="phase 1, rank 0, some files"),
-    pytest.param(2, 0, "files", range(19, 400, 29), id="phase 2, rank 0, some files"),
-    pytest.param(2, 1, "pulses", range(4, 400, 11), id="phase 2, rank 1, some signs of life"),
+    pytest.param(1, 0, "files", range(5, 400, 47), id="phase 1, rank 0, some files"),
+    pytest.param(2, 0, "files", range(19, 400, 37), id="phase 2, rank 0, some files"),
+    pytest.param(2, 1, "pulses", range(6, 400, 13), id="phase 2, rank 1, some signs of life"),
     pytest.param(1, 0, "files", range(1, EVERY), id="phase 1, rank 0, every file", marks=pytest.mark.heavy),
     pytest.param(2, 0, "files", range(1, EVERY), id="phase 2, rank 0, every file", marks=pytest.mark.heavy),
     pytest.param(2, 1, "files", range(1, EVERY), id="phase 2, rank 1, every file", marks=pytest.mark.heavy),
@@ -134,7 +134,7 @@ def killed_in_the_conductor(runs: Runs, at: int) -> str | None:
 
 
 CONDUCTOR = [
-    pytest.param(1, range(7, 400, 20), id="some, of a whole run"),
+    pytest.param(1, range(7, 400, 37), id="some, of a whole run"),
     pytest.param(2, range(25, 400, 25), id="some, of the second phase"),
     pytest.param(1, range(1, EVERY), id="every, of a whole run", marks=pytest.mark.heavy),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phased_cpt.errors import InputError, Interrupted
+from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.ledger import read_record
 from phased_cpt.run_dir import RunDir
 from tests.journeys.conftest import Ran, Tiny
@@ -92,9 +92,10 @@ def test_any_optimizer_goes_on_to_the_bit(tiny: Tiny, ran: Ran, optimizer: str) 
     if optimizer == "paged_adamw_8bit":
         assert saved == ["optimizer-0.safetensors", "optimizer-1.safetensors"]
         with pytest.raises(
-            InputError, match=r"kept in the parts of 2 ranks .*; go on with the same, or .*--resume none"
-        ):
+            PhasedCptError, match=r"the parts of 2 ranks .*; go on with the same, or .*--resume none"
+        ) as no:
             ran(config, ranks=1)
+        assert no.value.exit_code == 2
     else:
         assert saved == ["optimizer.safetensors"]
     ran(config)
