@@ -41,9 +41,10 @@ SAMPLE = REPOSITORY / "dataset/sample"
 RANKS, HANG_SECONDS = 2, 600.0
 STAGES = ("zero2", "zero3")
 LARGEST = 14 * 1.01  # bytes a trained weight
-DEFAULT_EVERY, SAVED_EVERY, NEVER = 50, 5, 10**6  # steps between checkpoints
+SAVED_EVERY, DEFAULT_EVERY, NEVER = 5, 50, 10**6  # steps between checkpoints
 WARM = 5  # steps that are not counted
 Config = dict[str, Any]
+Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,149 @@ class Size:
     pairs: int  # of phases, and of restarts
     steps: int
 
+    @property
+    def kinds(self) -> dict[str, Config]:
+        """About ten million trained weights each."""
+        *shape, r = self.lora
+        adapter = {"r": r, "alpha": 2 * r, "target_modules": "auto"}
+        return {
+            f"LoRA r {r}": {"model": {"from_config": llama(*shape)}, "lora": adapter},
+            "every weight": {"model": {"from_config": llama(*self.whole)}, "lora": {"enabled": False}},
+        }
+
+    @property
+    def adapter(self) -> Config:
+        """The kind of the phases whose time is taken."""
+        return next(iter(self.kinds.values()))
+
 
 FULL = Size(lora=(512, 8, 128), whole=(384, 4), rounds=5, pairs=3, steps=30)
 SMALL = Size(lora=(128, 2, 8), whole=(128, 2), rounds=2, pairs=1, steps=12)
 
 
 def main() -> int:
+    parts = {"saves": saves, "lost": lost, "restart": restart}
     parser = argparse.ArgumentParser(description="What checkpoints cost.")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"all if absent: {', '.join(PARTS)}")
+    parser.add_argument("--only", choices=parts, help="one part of it")
     parser.add_argument("--small", action="store_true", help="tiny, to see that it works; its figures mean nothing")
     said = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = [PARTS[part](SMALL if said.small else FULL, Path(scratch)) for part in said.parts or PARTS]
-    return 0 if all(found) else 1
+        sound = [parts[name](SMALL if said.small else FULL, Path(scratch)) for name in [said.only] * bool(said.only) or parts]
+    return 0 if all(sound) else 1
 
 
-# Saves and loads, in one job of ranks ---------------------------------------------------------------------------------
+def llama(hidden: int, layers: int) -> Config:
+    """A small one; its weights are drawn."""
+    return {
+        "model_type": "llama", "vocab_size": 4096, "hidden_size": hidden, "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 128,
+        "max_position_embeddings": 256,
+    }  # fmt: skip
 
 
+def config(folder: Path, kind: Config, stage: str, steps: int, every: int) -> Config:
+    """One phase of so many steps, with a checkpoint every so many."""
+    return {
+        "run": {"name": "bench", "dir": str(folder), "cache_dir": str(folder.parent / "cache")},
+        "model": {**kind["model"], "tokenizer": str(SAMPLE / "tokenizer.json"), "precision": "bf16"},
+        "lora": kind["lora"],
+        "data": {"max_tokens": 256, "overlap_tokens": 16, "eval_max_tokens": 2000},
+        "training": {"micro_batch_size": 1, "global_batch_size": 2, "learning_rate": 1e-3, "deepspeed": stage},
+        "evaluation": {"every_steps": NEVER},
+        "checkpoint": {"every_steps": every},
+        "launch": {"num_gpus": RANKS},
+        "phases": [{"name": "one", "sources": str(SAMPLE / "phase1_foundation.jsonl"), "max_steps": steps}],
+    }
+
+
+# Saves and loads ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Measuring(LaunchedJobs):
-    """The first door; its ranks run a program of their own, which ends as the worker does."""
+    """The first door, whose ranks save and load more often than a worker does."""
+
+    figures: Path
+    rounds: int
 
     def train(self, job: Job, stop: Stopping) -> None:
         logs = job.path.parent / "logs"
-        script = [sys.executable, str(REPOSITORY / "benchmarks/checkpoint_ranks.py"), str(job.path)]
-        words = [*script, str(figures_in(job.run)), str(rounds_of(job))]
-        ranks = [
-            replace(command, words=words, log=logs / f"rank{at}.log")
-            for at, command in enumerate(local(job.path, self.ranks))
-        ]
+        program = REPOSITORY / "benchmarks/checkpoint_ranks.py"
+        words = [sys.executable, str(program), str(job.path), str(self.figures), str(self.rounds)]
+        started = enumerate(local(job.path, self.ranks))
+        ranks = [replace(command, words=words, log=logs / f"rank{at}.log") for at, command in started]
         launched(ranks, logs, stop, self.hang_seconds)
+
+
+def saves(size: Size, scratch: Path) -> bool:
+    """Bytes and seconds of a checkpoint, ours and DeepSpeed's; whether ours is as small as it must be."""
+    found = {
+        (kind, stage): measured(size.kinds[kind], stage, size.rounds, scratch)
+        for kind in size.kinds
+        for stage in STAGES
+    }
+    print(f"## A checkpoint\n\n{RANKS} ranks, bf16, AdamW, after 2 steps; {size.rounds} rounds in turns in one job\n")
+    table(["ours, MB", "native, MB", "ours, bytes a trained weight", "native"], found, bytes_of)
+    table(
+        ["ours, s to save", "native", "ratio", "native, fsync and sha256", "ratio"], found, saving,
+        "DeepSpeed's save neither syncs nor hashes its files; ours does both, and deletes the checkpoint before it. In "
+        "the last columns each rank syncs and hashes its share of DeepSpeed's files after its save.",
+    )  # fmt: skip
+    table(
+        ["ours, s to load", "native", "ratio", "the conductor's look at it, s"], found, loading,
+        "Into a model and an engine that are built, from files that are in memory. Ours reads every moment and every "
+        "master back, and compares it with the file; the conductor hashes each file once before.",
+    )  # fmt: skip
+    large = [f"{kind}, {stage}" for (kind, stage), one in found.items() if one["our bytes"] / one["weights"] > LARGEST]
+    if large:
+        print(f"more than {LARGEST:.2f} bytes a trained weight: {'; '.join(large)}")
+    return not large
+
+
+def measured(kind: Config, stage: str, rounds: int, scratch: Path) -> Found:
+    """Three steps, and the measurements behind the second."""
+    folder, figures = scratch / "run", scratch / "figures.json"
+    shutil.rmtree(folder, ignore_errors=True)
+    plan = make_plan(from_record(config(folder, kind, stage, steps=3, every=2), "bench"))
+    door = Measuring("local", RANKS, HANG_SECONDS, figures, rounds)
+    conduct(plan, RunDir(folder), door, Wanted(), Unwatched(), lambda *seen: None)
+    return json.loads(figures.read_text())
+
+
+def bytes_of(one: Found) -> list[str]:
+    ours, native = one["our bytes"], one["native bytes"]
+    return [f"{each / 1e6:.1f}" for each in (ours, native)] + [f"{each / one['weights']:.2f}" for each in (ours, native)]
+
+
+def saving(one: Found) -> list[str]:
+    ours, native, synced = one["our saves"], one["native saves"], one["native saves, synced"]
+    return [middle(ours), middle(native), ratios(ours, native), middle(synced), ratios(ours, synced)]
+
+
+def loading(one: Found) -> list[str]:
+    ours, native = one["our loads"], one["native loads"]
+    return [middle(ours), middle(native), ratios(ours, native), middle(one["verifications"])]
+
+
+def table(heads: list[str], found: dict[tuple[str, str], Found], cells: Any, note: str = "") -> None:
+    """A row for each kind and stage."""
+    heads = ["trained", "ZeRO", "weights", *heads]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for (kind, stage), one in found.items():
+        print(f"| {kind} | {stage} | {one['weights']:,} | {' | '.join(cells(one))} |")
+    print(f"\n{note}\n" if note else "", flush=True)
+
+
+# Training time --------------------------------------------------------------------------------------------------------
+
+
+def lost(size: Size, scratch: Path) -> bool:
+    """What a save adds to a phase."""
+    pairs = []
+    for _ in range(size.pairs):
+        saved = timed(config(scratch / "saved", size.adapter, "zero2", size.steps, SAVED_EVERY))
+        never = timed(config(scratch / "never", size.adapter, "zero2", size.steps, NEVER))
+        pairs.append((saved, never))
+    print(f"## Training time\n\nzero2, {size.steps} steps, saved every {SAVED_EVERY} or never, {size.pairs} pairs\n")
+    ...
+    return True

@@ -22,7 +22,7 @@ from phased_cpt.launchers.processes import environment_of, everyone, tell, words
 from phased_cpt.launchers.supervision import POLL_SECONDS, Hung, Supervision, signal_session
 from phased_cpt.stopping import Stopping
 
-GRACE_SECONDS = 10.0  # between asking a process to end and ending it
+GRACE_SECONDS = 5.0  # between asking a process to end and ending it
 EARLY_SECONDS = 1.0  # the same where none of them has begun to train
 
 

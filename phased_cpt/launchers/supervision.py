@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,9 @@ class Supervision:
     def _ask_to_stop(self, ranks: Sequence[Pulse]) -> None:
         """Each rank once, also those that come later: a second signal means at once."""
         if not self._told:
+            said = f"{self._stop.asked_by}: stopping after this step, with a checkpoint; once more: at once\n"
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                sys.stderr.write(said)
             for process in self._processes:
                 if not any(is_below(rank.pid, process.pid) for rank in ranks):
                     signal_session(process, signal.SIGTERM)  # nothing is lost: no job trains before all are there
