@@ -1,6 +1,6 @@
 # make demo      install, then a curriculum of four phases make test     install, then the tests
 # make install   the set-up alone                          make check    style, types, floors, figures of the code
-# make clean     take away what these have made (never outputs/)
+# make clean     take away what these have made (never outputs/)  make test-faults   every fault, and docs/fault_matrix.md
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,13 +9,17 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test install check format schema bench bench-prepare bench-train clean
+.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint clean
 
 demo: install
 	$(BIN)/phased-cpt run -c configs/demo.yaml
 
 test: install
 	$(BIN)/pytest
+
+# Half an hour.
+test-faults: install
+	$(BIN)/pytest -m fault --fault-matrix=docs/fault_matrix.md
 
 install: .venv/installed
 
@@ -52,6 +56,10 @@ bench: install
 # A quarter of an hour.
 bench-train: install
 	$(BIN)/python benchmarks/train.py
+
+# Eight minutes.
+bench-checkpoint: install
+	$(BIN)/python benchmarks/checkpoint.py
 
 # Ten minutes, and needs `pip install trl`.
 bench-prepare: install

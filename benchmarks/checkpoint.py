@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,6 @@ from phased_cpt.conductor import conduct
 from phased_cpt.config import from_record
 from phased_cpt.data.watch import Unwatched
 from phased_cpt.doors import LaunchedJobs
-from phased_cpt.errors import Interrupted
 from phased_cpt.job import Job
 from phased_cpt.launchers import launched
 from phased_cpt.launchers.commands import local
@@ -45,6 +45,7 @@ SAVED_EVERY, DEFAULT_EVERY, NEVER = 5, 50, 10**6  # steps between checkpoints
 WARM = 5  # steps that are not counted
 Config = dict[str, Any]
 Found = dict[str, Any]
+Cells = Callable[[Found], list[str]]  # of a row
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def main() -> int:
     parser.add_argument("--only", choices=parts, help="one part of it")
     parser.add_argument("--small", action="store_true", help="tiny, to see that it works; its figures mean nothing")
     said = parser.parse_args()
+    size, wanted = SMALL if said.small else FULL, [said.only] if said.only else list(parts)
     with tempfile.TemporaryDirectory() as scratch:
-        sound = [parts[name](SMALL if said.small else FULL, Path(scratch)) for name in [said.only] * bool(said.only) or parts]
+        sound = [parts[name](size, Path(scratch)) for name in wanted]
     return 0 if all(sound) else 1
 
 
@@ -103,7 +105,7 @@ def config(folder: Path, kind: Config, stage: str, steps: int, every: int) -> Co
         "run": {"name": "bench", "dir": str(folder), "cache_dir": str(folder.parent / "cache")},
         "model": {**kind["model"], "tokenizer": str(SAMPLE / "tokenizer.json"), "precision": "bf16"},
         "lora": kind["lora"],
-        "data": {"max_tokens": 256, "overlap_tokens": 16, "eval_max_tokens": 2000},
+        "data": {"max_tokens": 128, "overlap_tokens": 8, "eval_max_tokens": 2000},
         "training": {"micro_batch_size": 1, "global_batch_size": 2, "learning_rate": 1e-3, "deepspeed": stage},
         "evaluation": {"every_steps": NEVER},
         "checkpoint": {"every_steps": every},
@@ -167,8 +169,8 @@ def measured(kind: Config, stage: str, rounds: int, scratch: Path) -> Found:
 
 
 def bytes_of(one: Found) -> list[str]:
-    ours, native = one["our bytes"], one["native bytes"]
-    return [f"{each / 1e6:.1f}" for each in (ours, native)] + [f"{each / one['weights']:.2f}" for each in (ours, native)]
+    both, weights = (one["our bytes"], one["native bytes"]), one["weights"]
+    return [*(f"{each / 1e6:.1f}" for each in both), *(f"{each / weights:.2f}" for each in both)]
 
 
 def saving(one: Found) -> list[str]:
@@ -181,7 +183,7 @@ def loading(one: Found) -> list[str]:
     return [middle(ours), middle(native), ratios(ours, native), middle(one["verifications"])]
 
 
-def table(heads: list[str], found: dict[tuple[str, str], Found], cells: Any, note: str = "") -> None:
+def table(heads: list[str], found: dict[tuple[str, str], Found], cells: Cells, note: str = "") -> None:
     """A row for each kind and stage."""
     heads = ["trained", "ZeRO", "weights", *heads]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
@@ -193,13 +195,131 @@ def table(heads: list[str], found: dict[tuple[str, str], Found], cells: Any, not
 # Training time --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Course:
+    """When the steps of a phase ended, and the seconds that its saves say they took."""
+
+    ended: dict[int, float]
+    told: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """From the end of the last warm step to that of the last."""
+        return self.ended[max(self.ended)] - self.ended[WARM]
+
+    @property
+    def steps(self) -> int:
+        return max(self.ended) - WARM
+
+    @property
+    def behind_saves(self) -> list[float]:
+        """By how much a step behind a save ends later than the others do."""
+        taken = {step: at - self.ended[step - 1] for step, at in self.ended.items() if step > WARM}
+        usual = statistics.median(each for step, each in taken.items() if (step - 1) % SAVED_EVERY)
+        return [each - usual for step, each in taken.items() if (step - 1) % SAVED_EVERY == 0]
+
+
 def lost(size: Size, scratch: Path) -> bool:
-    """What a save adds to a phase."""
+    """What saves add to a phase."""
     pairs = []
     for _ in range(size.pairs):
-        saved = timed(config(scratch / "saved", size.adapter, "zero2", size.steps, SAVED_EVERY))
-        never = timed(config(scratch / "never", size.adapter, "zero2", size.steps, NEVER))
-        pairs.append((saved, never))
-    print(f"## Training time\n\nzero2, {size.steps} steps, saved every {SAVED_EVERY} or never, {size.pairs} pairs\n")
-    ...
+        never = course(config(scratch / "run", size.adapter, "zero2", size.steps, NEVER))
+        saved = course(config(scratch / "run", size.adapter, "zero2", size.steps, SAVED_EVERY))
+        pairs.append((never, saved))
+    steps = [never.seconds / never.steps for never, _ in pairs]
+    paired = [(saved.seconds - never.seconds) / len(saved.behind_saves) for never, saved in pairs]
+    within = [each for _, saved in pairs for each in saved.behind_saves]
+    said = [each for _, saved in pairs for each in saved.told]
+    a_step = statistics.median(steps)
+    print(
+        f"## Training time\n\n{next(iter(size.kinds))}, zero2, {size.steps} steps; {size.pairs} pairs in turns, "
+        f"saved every {SAVED_EVERY} steps and never; {middle(steps)} s a step without saves\n\n"
+        f"| a save costs | s | of the training time, every {DEFAULT_EVERY} steps | 1 % where a step takes, s |\n"
+        "|---|---|---|---|"
+    )
+    ways = {
+        "by the difference of a pair": paired,
+        "by how much later the next step ends": within,
+        "as its own line says": said,
+    }
+    for name, seconds in ways.items():
+        a_save = statistics.median(seconds)
+        part, break_even = a_save / (a_save + DEFAULT_EVERY * a_step), 99 * a_save / DEFAULT_EVERY
+        print(f"| {name} | {middle(seconds)} | {part:.2%} | {break_even:.2f} |")
+    print(flush=True)
     return True
+
+
+def course(content: Config) -> Course:
+    """The phase from its begin to its end."""
+    folder = Path(content["run"]["dir"])
+    shutil.rmtree(folder, ignore_errors=True)
+    run(content, 0)
+    told = re.findall(r"checkpoint-\d+: [\d.]+ MB in ([\d.]+) s", (folder / "logs/training.log").read_text())
+    return Course(ended_steps(folder), [float(each) for each in told])
+
+
+# Restart --------------------------------------------------------------------------------------------------------------
+
+
+def restart(size: Size, scratch: Path) -> bool:
+    """From the command line to the end of the first step, behind which each call stops."""
+    late = size.steps - WARM
+    runs = {name: config(scratch / name, size.adapter, "zero2", size.steps, NEVER) for name in ("new", "early", "late")}
+    run(runs["early"], 75, "--steps-today", "1")
+    run(runs["late"], 75, "--steps-today", str(late))
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for done in range(size.pairs):
+        shutil.rmtree(scratch / "new", ignore_errors=True)
+        for name, step in (("new", 1), ("early", 2 + done), ("late", late + 1 + done)):
+            begun = run(runs[name], 75, "--steps-today", "1")
+            found[name].append(ended_steps(scratch / name)[step] - begun)
+    names = {"new": "from nothing", "early": after(1, size.pairs), "late": after(late, size.pairs)}
+    print(
+        f"## Restart\n\n`phased-cpt run`, {next(iter(size.kinds))}, zero2, {size.steps} steps, {size.pairs} rounds in "
+        "turns, the data prepared before; from nothing it also draws the base and evaluates before step 0\n\n"
+        "| | s to the end of the first step | ratio |\n|---|---|---|"
+    )
+    for name, seconds in found.items():
+        print(f"| {names[name]} | {middle(seconds)} | {ratios(seconds, found['new'])} |")
+    print(flush=True)
+    return True
+
+
+def after(step: int, rounds: int) -> str:
+    """Each round goes on where the one before has stopped."""
+    return f"going on after step {step} – {step + rounds - 1}" if rounds > 1 else f"going on after step {step}"
+
+
+# Runs and figures -----------------------------------------------------------------------------------------------------
+
+
+def run(content: Config, code: int, *options: str) -> float:
+    """The command line, which is to end with this code; when it was called."""
+    file = Path(content["run"]["dir"]).with_suffix(".json")
+    file.write_text(json.dumps(content))
+    command = [str(Path(sys.executable).with_name("phased-cpt")), "run", "-c", str(file), *options]
+    begun = time.time()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != code:
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{done.stderr}")
+    return begun
+
+
+def ended_steps(folder: Path) -> dict[int, float]:
+    """When each step of the phase ended."""
+    lines = [json.loads(line) for line in (folder / "phase1_one/logs/train.jsonl").read_text().splitlines()]
+    return {line["step"]: datetime.fromisoformat(line["ts"]).timestamp() for line in lines}
+
+
+def middle(values: list[float]) -> str:
+    """As every table has it: median (smallest – largest)."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} – {max(values):.3f})"
+
+
+def ratios(ours: list[float], others: list[float]) -> str:
+    return middle([one / other for one, other in zip(ours, others, strict=True)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,8 +35,10 @@ class Measured(PhaseRun):
         super()._save()
         self.ours = self.saves.folder / f"checkpoint-{self.standing.step}"
         self.native = self.folder / "native"
-        found = {"weights": sum(getattr(w, "ds_numel", w.numel()) for _, w in trained(self.model))}
-        found |= self._saved() | {"our bytes": size_of(self.ours), "native bytes": size_of(self.native)} | self._loaded()
+        weights = sum(getattr(weight, "ds_numel", weight.numel()) for _, weight in trained(self.model))
+        found: dict[str, Any] = {"weights": weights} | self._saved()
+        found |= {"our bytes": size_of(self.ours), "native bytes": size_of(self.native)}
+        found |= self._loaded()
         if self.rank.first:
             self.figures.write_text(json.dumps(found))
             shutil.rmtree(self.native)

@@ -15,18 +15,21 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from phased_cpt.conductor import LaunchedJobs, conduct
+from phased_cpt.conductor import conduct
 from phased_cpt.config import from_record
 from phased_cpt.data.watch import Unwatched
+from phased_cpt.doors import LaunchedJobs
 from phased_cpt.job import Job
 from phased_cpt.launchers import Command, launched
 from phased_cpt.launchers.commands import local
 from phased_cpt.plan import Wanted, make_plan
 from phased_cpt.run_dir import RunDir
+from phased_cpt.stopping import Stopping
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "dataset/sample"
 ROUNDS, STEPS, WARM, RANKS = 3, 30, 5, 2
+HANG_SECONDS = 600.0
 SHAPE = {
     "model_type": "llama", "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
@@ -49,9 +52,9 @@ def config(folder: Path, stage: str, steps: int = STEPS) -> dict:
 class Timed(LaunchedJobs):
     """The first door, with a clock at it."""
 
-    def train(self, job: Job) -> None:
+    def train(self, job: Job, stop: Stopping) -> None:
         calls.append([time.time(), 0.0])
-        super().train(job)
+        super().train(job, stop)
         calls[-1][1] = time.time()
 
 
@@ -63,7 +66,8 @@ def ours(folder: Path, stage: str) -> dict[str, float]:
     shutil.rmtree(folder, ignore_errors=True)
     plan = make_plan(from_record(config(folder, stage), "bench"))
     calls.clear()
-    conduct(plan, RunDir(folder), Timed("local", RANKS), Wanted(last="one"), Unwatched(), lambda *seen: None)
+    door = Timed("local", RANKS, HANG_SECONDS)
+    conduct(plan, RunDir(folder), door, Wanted(last="one"), Unwatched(), lambda *seen: None)
     lines = [json.loads(line) for line in (folder / "phase1_one/logs/train.jsonl").read_text().splitlines()]
     ended = [datetime.fromisoformat(line["ts"]).timestamp() for line in lines]
     return {
@@ -88,7 +92,8 @@ def bare(folder: Path, stage: str) -> dict[str, float]:
     environment = [command.environment for command in local(job, RANKS)]
     logs = [folder.parent / f"bare{rank}.log" for rank in range(RANKS)]
     begun = time.time()
-    launched([Command(log.stem, script, each, log) for each, log in zip(environment, logs, strict=True)], folder.parent)
+    commands = [Command(log.stem, script, each, log) for each, log in zip(environment, logs, strict=True)]
+    launched(commands, folder.parent, Stopping(), HANG_SECONDS)
     for left in Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"):  # 66 MB a rank, which DeepSpeed leaves for good
         if left.stat().st_mtime > begun:
             left.unlink()
@@ -104,7 +109,7 @@ def gaps(folder: Path, stage: str) -> float:
     plan = make_plan(from_record(config(folder, stage, 2), "bench"))
     shutil.rmtree(folder, ignore_errors=True)
     calls.clear()
-    conduct(plan, RunDir(folder), Timed("local", RANKS), Wanted(), Unwatched(), lambda *seen: None)
+    conduct(plan, RunDir(folder), Timed("local", RANKS, HANG_SECONDS), Wanted(), Unwatched(), lambda *seen: None)
     return calls[1][0] - calls[0][1]
 
 

@@ -86,7 +86,7 @@ def _conduct(
     _require_phases(plan, wanted)
     half_done = _require_goes_on(run_dir, _counted(plan, door.ranks), wanted)
     _require_writable(run_dir)
-    base = find_base(plan, run_dir.root.resolve(), cache_folder(plan), afresh=half_done)
+    base = find_base(plan, run_dir.root.resolve(), cache_folder(plan), afresh=half_done is not None)
     files = {phase.name: filled_file(phase, base) for phase in _counted(plan, door.ranks).phases}
     prepared = prepare(plan, watcher)  # hours, it may be; what is wrong above is told before
     base.require_ids(prepared.tokenizer.vocabulary, prepared.tokenizer.name)
@@ -97,7 +97,7 @@ def _conduct(
         ledger = Ledger.open(run_dir, plan, redo_from=wanted.redo_from)
         if done := [phase.name for phase in ledger.record.phases if phase.state == "done"]:
             watcher.tell(f"going on in {run_dir.root}: {', '.join(done)} done already")
-        run = Run(plan, prepared, base, files, ledger, signature, door, wanted, stop, watcher.tell)
+        run = Run(plan, prepared, base, files, ledger, signature, door, wanted, half_done, stop, watcher.tell)
         _keep_tokenizer(run_dir, prepared.tokenizer)
         start, trained, steps = base.weights, [], 0
         for phase in plan.phases[: _index(plan, wanted.last, len(plan.phases)) + 1]:
@@ -124,6 +124,7 @@ class Run:
     signature: str
     door: Door
     wanted: Wanted
+    half_done: str | None  # the phase that an earlier call has left
     stop: Stopping
     tell: Callable[[str], None]
 
@@ -165,7 +166,8 @@ class Run:
         """Until it has published; a job that fails may be followed by others that go on where it was."""
         if self.wanted.steps_today is not None and steps_before >= self.wanted.steps_today:
             raise Interrupted(f"{steps_before} steps are taken, as --steps-today says; the same command goes on")
-        first = begin = self._begin(phase, fingerprint, self.wanted.resume)
+        resume = self.wanted.resume if phase.name == self.half_done else None
+        first = begin = self._begin(phase, fingerprint, resume)
         for tries in count(1):
             failure = self._tried(phase, start, fingerprint, begin, steps_before - self._step_of(first))
             there = published_weights(self.root, phase.folder, fingerprint, start)
@@ -264,8 +266,8 @@ def _require_phases(plan: Plan, wanted: Wanted) -> None:
         raise InputError(f"phases.{merged[0]}.handover: this version does not merge between phases yet; take it out")
 
 
-def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> bool:
-    """What the ledger will refuse anyway is refused before the data is made. Whether a phase is half-done."""
+def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> str | None:
+    """What the ledger will refuse anyway is refused before the data is made. Returns the phase that is under way."""
     record = read_record(run_dir)
     if record is not None:
         record = reconcile(record, plan, wanted.redo_from, next_archive(run_dir))
@@ -275,7 +277,10 @@ def _require_goes_on(run_dir: RunDir, plan: Plan, wanted: Wanted) -> bool:
     for phase in plan.phases[: _index(plan, wanted.first, 0)]:
         if phase.name not in done:
             raise InputError(f"--from {wanted.first}: phase {phase.name} before it is not done yet; leave --from out")
-    return record is not None and any(phase.state == "running" for phase in record.phases)
+    half_done = next((phase.name for phase in record.phases if phase.state == "running"), None) if record else None
+    if wanted.resume not in (None, "none") and half_done is None:
+        raise InputError(f"--resume {wanted.resume}: no phase is under way in {run_dir.root}; leave it out")
+    return half_done
 
 
 def _require_writable(run_dir: RunDir) -> None:

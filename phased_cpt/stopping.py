@@ -159,17 +159,31 @@ def _ears(stopping: Stopping) -> Iterator[None]:
         os.close(reads)
 
 
+_ALL = (*STOPS, signal.SIGUSR1)
+_before_the_fork: set[signal.Signals] = set()
+
+
+def _before_a_fork() -> None:
+    """A child that is signalled before it has its own ears would write into the pipe of its parent."""
+    global _before_the_fork
+    _before_the_fork = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)  # type: ignore[assignment]
+
+
+def _after_a_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_the_fork)
+
+
 def _in_a_forked_child() -> None:
-    """It would write into its parent's pipe."""
     global _heard
     if _heard is not None:
         signal.set_wakeup_fd(-1)
-        for number in (*STOPS, signal.SIGUSR1):
+        for number in _ALL:
             signal.signal(number, signal.SIG_DFL)
         _heard = None
+    _after_a_fork()
 
 
-os.register_at_fork(after_in_child=_in_a_forked_child)
+os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_forked_child)
 
 
 def leave_a_closed_terminal() -> None:

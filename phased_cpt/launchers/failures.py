@@ -23,7 +23,7 @@ def failure_of(name: str, code: int, logs: Path, log: Path | None, stopped_by: s
         return _told(words[0], logs)
     if stopped_by:
         return Interrupted(f"stopped ({stopped_by}) before anything was trained in this call; {GOES_ON}")
-    if code == Interrupted.exit_code:
+    if code == Interrupted.exit_code or signal_of(code) == signal.SIGTERM:  # which it was asked to die of, so early
         return Interrupted(f"{name} was stopped; {GOES_ON}")
     lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log and log.exists() else []
     shown = "".join(f"\n    {line}" for line in lines)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from phased_cpt.conductor import Door, Outcome, conduct
+from phased_cpt.conductor import Outcome, conduct
 from phased_cpt.data.watch import Unwatched
+from phased_cpt.doors import Door
 from phased_cpt.plan import Wanted
 from phased_cpt.run_dir import RunDir
 from tests.conftest import SAMPLE, TOKENIZER
@@ -43,7 +44,9 @@ class Runs:
     def door(self, program: str = "works", *first: Any, ranks: int = 2) -> ForkedJobs:
         return ForkedJobs(self.zygote, ranks, f"tests.faults.programs:{program}", first)
 
-    def run(self, door: Door | None = None, folder: str = "run", config: Config | None = None, **wanted: Any) -> Outcome:
+    def run(
+        self, door: Door | None = None, folder: str = "run", config: Config | None = None, **wanted: Any
+    ) -> Outcome:
         """As far as is wanted, in a folder of the working directory."""
         plan = planned(config or self.config)
         door = door or self.door()

@@ -107,7 +107,7 @@ def _path(where: Any, folder: int = -1) -> str:
 
 def without_fsync() -> None:
     """What is written stays in the page cache, which survives any SIGKILL."""
-    os.fsync = lambda file: None
+    os.fsync = lambda fd: None
 
 
 def act_at(at: int, root: Path, word: Path, *, action: Action = "kill", kinds: Kinds = "files") -> None:

@@ -13,10 +13,10 @@ from tests.faults.operations import act_at, without_fsync
 
 def works(arguments: list[str]) -> None:
     """The control: nothing befalls it."""
-    from phased_cpt import worker
+    from phased_cpt.worker import main
 
     without_fsync()
-    worker.main(arguments)
+    main(arguments)
 
 
 def meets(phase: int, rank: int, at: int, how: dict[str, Any], word: str, arguments: list[str]) -> None:
@@ -27,27 +27,25 @@ def meets(phase: int, rank: int, at: int, how: dict[str, Any], word: str, argume
     works(arguments)
 
 
-def dies_later(seconds: float, consumed: str, arguments: list[str]) -> None:
-    """All ranks are killed after a while; until then each writes down which rows it computes, in which step."""
-    from phased_cpt import worker
+def dies_later(batches: int, seconds: float, consumed: str, arguments: list[str]) -> None:
+    """All ranks are killed a moment after so many micro batches; each writes down which rows it computes, and when."""
+    from phased_cpt.train.phase_run import PhaseRun
 
-    losses = worker.PhaseRun._losses
-    rank = os.environ["RANK"]
+    losses, rank, left = PhaseRun._losses, os.environ["RANK"], [batches]
     log = os.open(f"{consumed}-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
-    def seen(run: worker.PhaseRun, batch: dict[str, Any]) -> Any:
+    def seen(run: PhaseRun, batch: dict[str, Any]) -> Any:
         if "place" in batch and run.model.training:
             rows = hashlib.sha256(batch["input_ids"].cpu().numpy().tobytes()).hexdigest()
             step = run.trainer.state.global_step + 1
             line = [run.phase.name, step, int(batch["place"][0]), rows]
             os.write(log, json.dumps(line).encode() + b"\n")
+            left[0] -= 1
+            if left[0] == 0:
+                threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return losses(run, batch)
 
-    worker.PhaseRun._losses = seen  # type: ignore[method-assign]
-    if seconds > 0:
-        ends = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-        ends.daemon = True
-        ends.start()
+    PhaseRun._losses = seen  # type: ignore[assignment,method-assign]
     works(arguments)
 
 
@@ -61,20 +59,21 @@ def goes_on_wrongly(how: str, arguments: list[str]) -> None:
     def a_row_later(blocks: Any, order: Any, begin: int = 0) -> trainer.TrainedRows:
         return trainer.TrainedRows(blocks, order, begin + 1 if begin else 0)
 
-    set_moment = moments.set_moment
+    set_moment: Any = moments.set_moment
 
-    def without_exp_avg(weight: Any, key: str, moment: Any) -> None:
-        set_moment(weight, key, moment * 0 if key == "exp_avg" else moment)
+    def without_exp_avg(*given: Any) -> None:
+        *where, moment = given
+        set_moment(*where, moment * 0 if "exp_avg" in where else moment)
 
     if how == "a row later":
-        phase_run.TrainedRows = a_row_later  # type: ignore[assignment,misc]
+        phase_run.TrainedRows = a_row_later  # type: ignore[assignment,attr-defined]
     elif how == "dropout is not seeded":
         trainer.PhaseTrainer._seed = lambda self, place: None  # type: ignore[method-assign]
     elif how == "exp_avg is not restored":
-        moments.set_moment = without_exp_avg
+        moments.set_moment = without_exp_avg  # type: ignore[assignment]
         checkpoint.require_restored = lambda *given: 0  # which sees it by itself: see below
     elif how == "exp_avg is not restored, and looked at":
-        moments.set_moment = without_exp_avg
+        moments.set_moment = without_exp_avg  # type: ignore[assignment]
     elif how == "the learning rate begins anew":
         checkpoint._set_schedule = lambda *given: None
     works(arguments)
@@ -85,40 +84,40 @@ def goes_on_wrongly(how: str, arguments: list[str]) -> None:
 
 def fails_at(step: int, arguments: list[str]) -> None:
     """A step of the second phase that never succeeds."""
-    from phased_cpt import worker
+    from phased_cpt.train.phase_run import PhaseRun
 
-    check = worker.PhaseRun._check
+    check = PhaseRun._check
 
-    def failing(run: worker.PhaseRun, now: int) -> None:
+    def failing(run: PhaseRun, now: int) -> None:
         check(run, now)
         if run.phase.number == 2 and now == step and run.rank.number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    worker.PhaseRun._check = failing  # type: ignore[method-assign]
+    PhaseRun._check = failing  # type: ignore[assignment,method-assign]
     works(arguments)
 
 
 def fails_after_each_save(arguments: list[str]) -> None:
     """Each attempt makes one new checkpoint, and is killed."""
-    from phased_cpt import worker
+    from phased_cpt.train.phase_run import PhaseRun
 
-    save = worker.PhaseRun._save
+    save = PhaseRun._save
 
-    def failing(run: worker.PhaseRun) -> None:
+    def failing(run: PhaseRun) -> None:
         save(run)
         if run.rank.number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    worker.PhaseRun._save = failing  # type: ignore[method-assign]
+    PhaseRun._save = failing  # type: ignore[assignment,method-assign]
     works(arguments)
 
 
 def no_number(arguments: list[str]) -> None:
     """A loss that is none."""
-    from phased_cpt import worker
+    from phased_cpt.train.phase_run import PhaseRun
 
-    losses = worker.PhaseRun._losses
-    worker.PhaseRun._losses = lambda run, batch: losses(run, batch) * float("nan")  # type: ignore[method-assign]
+    losses = PhaseRun._losses
+    PhaseRun._losses = lambda run, batch: losses(run, batch) * float("nan")  # type: ignore[assignment,method-assign]
     works(arguments)
 
 
@@ -127,11 +126,11 @@ def no_number(arguments: list[str]) -> None:
 
 def fills(disk: str, step: int, passage: str, arguments: list[str]) -> None:
     """Somebody else fills the disk, just before something is written."""
-    from phased_cpt import worker
+    from phased_cpt.train.phase_run import PhaseRun
 
-    before = getattr(worker.PhaseRun, passage)
+    before = getattr(PhaseRun, passage)
 
-    def full(run: worker.PhaseRun, *given: Any) -> Any:
+    def full(run: PhaseRun, *given: Any) -> Any:
         if run.rank.first and run.phase.number == 2 and run.trainer.state.global_step == step:
             filler = os.open(f"{disk}/filler", os.O_WRONLY | os.O_CREAT, 0o666)
             free = os.statvfs(disk)
@@ -139,5 +138,5 @@ def fills(disk: str, step: int, passage: str, arguments: list[str]) -> None:
             os.close(filler)
         return before(run, *given)
 
-    setattr(worker.PhaseRun, passage, full)
+    setattr(PhaseRun, passage, full)
     works(arguments)

@@ -52,28 +52,30 @@ def standing(steps: int) -> int:
 @pytest.mark.fault("F7", "SIGKILL of all ranks at random moments, seeded; rows hashed, checkpoints kept", "exact (E, with E3 and E4)")  # fmt: skip
 @pytest.mark.parametrize("kills, steps", [(3, 5), pytest.param(10, 12, marks=pytest.mark.heavy)])
 def test_killed_at_random_again_and_again(kills: int, steps: int, runs: Runs, told: Told) -> None:
-    config, dice, moments = long(runs, steps), random.Random(SEED + kills), []
-    runs.run(config=config, door=runs.door("dies_later", 0, str(Path("undisturbed").resolve())))
+    config, dice = long(runs, steps), random.Random(SEED + kills)
+    moments: list[tuple[int, float]] = []
+    runs.run(config=config, door=runs.door("dies_later", 0, 0, str(Path("undisturbed").resolve())))
     wanted = everything(Path("run"))
     assert len(wanted["moments"]) == 4, "two checkpoints of each phase: E4"
     shutil.rmtree("run")
     for _ in range(20 * kills):
-        sealed = newest_sealed(steps)
-        seconds = round(dice.uniform(0.3, 1.2), 2) if len(moments) < kills else 0
+        sealed, left = newest_sealed(steps), len(moments) < kills
+        moment = dice.randint(1, 6 if kills == 3 else 5) if left else 0, round(dice.uniform(0, 0.1), 3)
         try:
-            runs.run(config=config, door=runs.door("dies_later", seconds, str(Path("disturbed").resolve())))
+            runs.run(config=config, door=runs.door("dies_later", *moment, str(Path("disturbed").resolve())))
             break
         except PhasedCptError as error:
             assert not isinstance(error, Interrupted)
-            moments.append(seconds)
+            moments.append(moment)
             assert standing(steps) >= sealed, "what was sealed is not done again"
     found = everything(Path("run"))
     require_equal(found, wanted, f"killed after {moments}")
     both = consumed("undisturbed"), consumed("disturbed")
     assert all(len(rows) == 1 for rows in both[1].values()), "a step that is done again has the same rows"
     assert both[0] == both[1]
-    told(f"seed {SEED + kills}, SIGKILL after {', '.join(map(str, moments))} s: exact", len(moments))
     assert len(moments) == kills
+    when = ", ".join(f"{batches} + {seconds} s" for batches, seconds in moments)
+    told(f"seed {SEED + kills}, SIGKILL after so many micro batches and seconds: {when}; exact", kills)
 
 
 # Tried again by itself --------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.fault("F28", "a step that is always killed, 50 retries allowed", "one retry, for there was progress before it, and none after; fails")  # fmt: skip
 def test_what_fails_always_is_not_tried_for_ever(runs: Runs, reference: Reference, told: Told) -> None:
     reference.copy("one is done")
-    with pytest.raises(PhasedCptError, match="SIGKILL|is gone|rank") as failure:
+    with pytest.raises(PhasedCptError, match=r"SIGKILL|is gone|rank") as failure:
         runs.run(config=runs.with_(launch={"retries": 50}), door=runs.door("fails_at", 2))
     assert failure.value.exit_code == 1
     assert tries(runs) == 2

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from phased_cpt.errors import Interrupted, PhasedCptError
-from tests.faults.conftest import Reference, Runs, Told
+from phased_cpt.errors import PhasedCptError
+from tests.faults.conftest import Reference, Runs
 from tests.faults.criterion import apart, everything
 
 
@@ -34,7 +34,7 @@ def test_a_wrong_way_to_go_on_is_seen(how: str, where: str, runs: Runs, referenc
 
 def test_a_moment_that_did_not_come_back_is_noticed_before_a_step_is_trained(runs: Runs, reference: Reference) -> None:
     reference.copy("two steps of two")
-    with pytest.raises(PhasedCptError, match="exp_avg.* did not come back as it was saved"):
+    with pytest.raises(PhasedCptError, match=r"exp_avg.* did not come back as it was saved"):
         runs.run(door=runs.door("goes_on_wrongly", "exp_avg is not restored, and looked at"))
     runs.run()
     assert apart(everything(Path("run")), reference.whole) == []

@@ -72,7 +72,9 @@ FEW = {
 
 
 # sealed.fault_of: the file that it says is missing is then opened all the same.
-KNOWN = [pytest.mark.xfail(raises=FileNotFoundError, strict=False, reason="a missing file is a traceback, not a message")]
+KNOWN = [
+    pytest.mark.xfail(raises=FileNotFoundError, strict=False, reason="a missing file is a traceback, not a message")
+]
 
 
 def cases() -> list[object]:
@@ -150,7 +152,10 @@ def test_no_bit_of_a_manifest_that_means_something_changes_unseen(reference: Ref
                 now = json.loads(content)
                 unseen += [key for key in {*now, *manifest} if now.get(key) != manifest.get(key)]
     assert set(unseen) <= {"made_by", "phase"}
-    told(f"{8 * len(whole)} bits of a manifest; {len(unseen)} in {', '.join(sorted(set(unseen)))} go unseen", 8 * len(whole))
+    told(
+        f"{8 * len(whole)} bits of a manifest; {len(unseen)} in {', '.join(sorted(set(unseen)))} go unseen",
+        8 * len(whole),
+    )
 
 
 # Pickles ----------------------------------------------------------------------------------------------------------------

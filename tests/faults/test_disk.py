@@ -38,7 +38,9 @@ def require_told_somewhere(error: BaseException) -> None:
 def require_whole(folder: Path) -> None:
     """Every checkpoint that has its name is whole."""
     record = json.loads(Path("run/run.json").read_text())
-    [fingerprint] = [phase["fingerprint"]["digest"] for phase in record["phases"] if phase["state"] == "running"] or [""]
+    [fingerprint] = [phase["fingerprint"]["digest"] for phase in record["phases"] if phase["state"] == "running"] or [
+        ""
+    ]
     for _, checkpoint in of_kind(folder, CHECKPOINT):
         assert fault_of(checkpoint, fingerprint) is None
 
@@ -62,7 +64,9 @@ def test_a_disk_that_fills_up_loses_nothing(at_each: range, runs: Runs, referenc
         if not WORD.exists():
             break
         runs.run()
-        require_equal(everything(Path("run")), reference.whole, f"full from {at} on: {WORD.read_text().splitlines()[0]}")
+        require_equal(
+            everything(Path("run")), reference.whole, f"full from {at} on: {WORD.read_text().splitlines()[0]}"
+        )
     assert failed > 1
     told(f"full from {failed} places on; {told_at_once} told by the message, the others by the log of the rank", failed)
 
@@ -97,15 +101,15 @@ def test_a_real_disk_that_is_full(
 
 
 @pytest.mark.fault("F14", "a disk with no room for what will be saved, before the phase begins", "told with what is needed and what is free, before a step")  # fmt: skip
-def test_room_is_looked_for_before_the_first_step(
-    disk: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_room_is_looked_for_before_the_first_step(disk: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(disk)
     config = runs.with_(lora={"r": 128, "alpha": 128})
     free = os.statvfs(disk)
     with Path("filler").open("wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize - 5_000_000)
-    with pytest.raises(PhasedCptError, match=r"3 checkpoints of .* weights.* take .*, and .* are free; make room there"):
+    with pytest.raises(
+        PhasedCptError, match=r"3 checkpoints of .* weights.* take .*, and .* are free; make room there"
+    ):
         runs.run(config=config, last="one")
     assert not Path("run/phase1_one/logs/train.jsonl").read_text()
     Path("filler").unlink()
@@ -114,9 +118,7 @@ def test_room_is_looked_for_before_the_first_step(
 
 @pytest.mark.heavy
 @pytest.mark.fault("F14", "from the n-th write of the conductor on, every write is refused (ENOSPC)", "a message, no torn state; with room: exact (E)")  # fmt: skip
-def test_a_disk_that_fills_up_under_the_conductor_loses_nothing(
-    runs: Runs, reference: Reference, told: Told
-) -> None:
+def test_a_disk_that_fills_up_under_the_conductor_loses_nothing(runs: Runs, reference: Reference, told: Told) -> None:
     failed = 0
     for at in range(1, 400, 2):
         reference.copy("one is done") if at % 4 == 1 else shutil.rmtree("run", ignore_errors=True)

@@ -189,7 +189,9 @@ def test_another_way_of_execution_goes_on_and_is_recorded(key: str, runs: Runs, 
     assert f"two.{key}" in record.attempts[-1].inexact
 
 
-@pytest.mark.fault("F19", "bookkeeping has changed: when it saves, what it keeps, what it is called", "goes on: exact (E)")
+@pytest.mark.fault(
+    "F19", "bookkeeping has changed: when it saves, what it keeps, what it is called", "goes on: exact (E)"
+)
 def test_bookkeeping_may_change(runs: Runs, reference: Reference) -> None:
     reference.copy("two steps of two")
     others = runs.with_(

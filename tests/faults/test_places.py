@@ -31,7 +31,7 @@ def test_a_finished_run_that_is_called_again_does_not_change(runs: Runs, referen
     run = reference.copy("all is done")
     before = digests(run)
     for _ in range(2):
-        assert runs.run(door=MustNotTrain()).finished  # type: ignore[arg-type]
+        assert runs.run(door=MustNotTrain()).finished
     after = digests(run)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= OF_A_CALL
     record = json.loads((run / "run.json").read_text())
@@ -42,7 +42,7 @@ def test_a_finished_run_that_is_called_again_does_not_change(runs: Runs, referen
 @pytest.mark.fault("F22", "called again when a phase is done", "no step more: exact (E)")
 def test_a_finished_phase_is_not_trained_one_step_more(runs: Runs, reference: Reference) -> None:
     run = reference.copy("one is done")
-    assert runs.run(door=MustNotTrain(), last="one").trained == ()  # type: ignore[arg-type]
+    assert runs.run(door=MustNotTrain(), last="one").trained == ()
     require_equal(everything(run), reference.first_phase, "called again")
 
 
@@ -59,7 +59,9 @@ def test_file_times_decide_nothing(runs: Runs, reference: Reference) -> None:
     require_equal(everything(run), reference.whole, "with other file times")
 
 
-@pytest.mark.fault("F29", "the run folder renamed, or copied and the first one deleted, half-done and done", "exact (E)")
+@pytest.mark.fault(
+    "F29", "the run folder renamed, or copied and the first one deleted, half-done and done", "exact (E)"
+)
 def test_a_run_that_has_moved_goes_on(runs: Runs, reference: Reference) -> None:
     reference.copy("two steps of two", "here")
     shutil.copytree("here", "far/away/there")
@@ -68,7 +70,7 @@ def test_a_run_that_has_moved_goes_on(runs: Runs, reference: Reference) -> None:
     runs.run(config=moved, folder="far/away/there")
     require_equal(everything(Path("far/away/there")), reference.whole, "moved half-done")
     os.rename("far/away/there", "back")
-    assert runs.run(config=runs.with_(run={"dir": "back"}), folder="back", door=MustNotTrain()).finished  # type: ignore[arg-type]
+    assert runs.run(config=runs.with_(run={"dir": "back"}), folder="back", door=MustNotTrain()).finished
     require_equal(everything(Path("back")), reference.whole, "moved when done")
 
 
@@ -108,7 +110,7 @@ def test_a_record_of_a_newer_version_is_refused(runs: Runs, reference: Reference
     (run / "run.json").write_text(json.dumps(record | {"format": 99}))
     before = digests(run)
     with pytest.raises(PhasedCptError, match=r"written by a newer phased_cpt \(format 99\); upgrade"):
-        runs.run(door=MustNotTrain())  # type: ignore[arg-type]
+        runs.run(door=MustNotTrain())
     assert digests(run) == before
     (run / "run.json").write_text(json.dumps(record))
     runs.run()

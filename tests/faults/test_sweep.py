@@ -44,7 +44,10 @@ def begun(reference: Reference, phase: int) -> None:
 
 
 def swept(
-    at_each: Iterable[int], begin: Callable[[], None], kill: Callable[[int], str | None], finish: Callable[[int, str], None]
+    at_each: Iterable[int],
+    begin: Callable[[], None],
+    kill: Callable[[int], str | None],
+    finish: Callable[[int, str], None],
 ) -> list[str]:
     """Where it was killed, in order, until there was nothing left to kill."""
     places: list[str] = []
@@ -58,9 +61,9 @@ def swept(
 
 
 RANKS = [
-    pytest.param(1, 0, "files", range(5, 400, 47), id="phase 1, rank 0, some files"),
-    pytest.param(2, 0, "files", range(19, 400, 37), id="phase 2, rank 0, some files"),
-    pytest.param(2, 1, "pulses", range(6, 400, 13), id="phase 2, rank 1, some signs of life"),
+    pytest.param(1, 0, "files", range(25, 400, 55), id="phase 1, rank 0, some files"),
+    pytest.param(2, 0, "files", range(20, 400, 45), id="phase 2, rank 0, some files"),
+    pytest.param(2, 1, "pulses", range(8, 400, 17), id="phase 2, rank 1, some signs of life"),
     pytest.param(1, 0, "files", range(1, EVERY), id="phase 1, rank 0, every file", marks=pytest.mark.heavy),
     pytest.param(2, 0, "files", range(1, EVERY), id="phase 2, rank 0, every file", marks=pytest.mark.heavy),
     pytest.param(2, 1, "files", range(1, EVERY), id="phase 2, rank 1, every file", marks=pytest.mark.heavy),
@@ -134,8 +137,8 @@ def killed_in_the_conductor(runs: Runs, at: int) -> str | None:
 
 
 CONDUCTOR = [
-    pytest.param(1, range(7, 400, 37), id="some, of a whole run"),
-    pytest.param(2, range(25, 400, 25), id="some, of the second phase"),
+    pytest.param(1, range(10, 400, 45), id="some, of a whole run"),
+    pytest.param(2, range(30, 400, 60), id="some, of the second phase"),
     pytest.param(1, range(1, EVERY), id="every, of a whole run", marks=pytest.mark.heavy),
 ]
 

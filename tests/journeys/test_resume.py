@@ -106,18 +106,20 @@ def test_any_optimizer_goes_on_to_the_bit(tiny: Tiny, ran: Ran, optimizer: str) 
 def test_a_run_goes_on_from_the_newest_checkpoint_from_another_or_from_none(tiny: Tiny, ran: Ran) -> None:
     """What lies beyond is kept under another name."""
     config = tiny(checkpoint={"every_steps": 1, "keep_published": True})
-    config["phases"] = config["phases"][:1]
+    config["phases"] = config["phases"][:2]
     ran(config)
     whole = all_of(Path("run"))["weights"]
+    with pytest.raises(InputError, match=r"^--resume 2: no phase is under way in run; leave it out$"):
+        ran(config, resume="2")
     shutil.rmtree("run")
     begun: list[int | None] = []
-    for resume, today in ((None, 3), (None, 0), ("1", 1), ("none", 1), (None, None)):
+    for resume, today in ((None, 3), (None, 0), ("1", 1), ("none", 1), ("1", None)):
         if today == 0:
             with pytest.raises(InputError, match=r"--resume: .*checkpoint-7: no such checkpoint; .* steps: 3, 2, 1"):
                 ran(config, resume="7")
             continue
         if today is None:
-            ran(config)
+            assert ran(config, resume=resume).finished, "what is named is of the phase under way, not of those to come"
         else:
             with pytest.raises(Interrupted):
                 ran(config, resume=resume, steps_today=today)
