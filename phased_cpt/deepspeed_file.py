@@ -224,7 +224,7 @@ def _habits(content: Content) -> Content:
 
 def _offloads_optimizer(content: Content) -> bool:
     device = _at(content, "zero_optimization.offload_optimizer.device")
-    return device in ("cpu", "nvme") or _at(content, "zero_optimization.cpu_offload") is True
+    return device == "cpu" or _at(content, "zero_optimization.cpu_offload") is True
 
 
 # What is wrong --------------------------------------------------------------------------------------------------------
@@ -268,6 +268,9 @@ def _wrong_stage(content: Content, phase: PhasePlan) -> Iterator[str]:
 
 def _unsupported(content: Content, phase: PhasePlan, on_gpu: bool) -> Iterator[str]:
     yield from (f"{key}: {why}" for key, why in _REFUSED.items() if key in content)
+    for part in ("offload_optimizer", "offload_param"):
+        if _at(content, f"zero_optimization.{part}.device") == "nvme":
+            yield f"zero_optimization.{part}.device is nvme, and no checkpoint can be made of what lies there; write cpu"
     forced = _at(content, _FORCED)
     if _offloads_optimizer(content) and forced not in (_ABSENT, AUTO, False):
         optimizer = _words(phase, "training", "optimizer")

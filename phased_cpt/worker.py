@@ -47,11 +47,11 @@ def train_phase(job: Job, rank: Rank) -> None:
         stop.require_on()
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
         run = PhaseRun(job, phase, rank, listener, stop, pulse)
+        around.enter_context(run.to_the_end)
         with run.memory_is_told():
             run.load()
             run.train()
-        with stop.held():
-            run.publish()
+        run.publish()
         run.tear_down()
 
 

@@ -236,7 +236,6 @@ def test_a_bucket_holds_a_matrix_of_the_model_and_deepspeed_gets_an_even_number(
     ("zero", "asked"),
     [
         ({"offload_optimizer": {"device": "cpu"}}, True),
-        ({"offload_optimizer": {"device": "nvme"}}, True),
         ({"cpu_offload": True}, True),
         ({"offload_optimizer": {"device": "none"}}, False),
         ({"offload_optimizer": None}, False),
@@ -338,6 +337,11 @@ AGREE = 'make them agree, or write "auto" in my.json'
          "scheduler: the plan decides it: take it out, and use training.lr_scheduler, warmup_ratio and min_lr_ratio"),
         ({"bfloat16": {"enabled": True}}, [],
          "bfloat16: an old name, at which DeepSpeed does not look beside bf16: write it bf16"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, [],
+         "zero_optimization.offload_optimizer.device is nvme, and no checkpoint can be made of what lies there; write cpu"),
+        ({"zero_optimization": {"stage": 0}}, [],
+         "zero_optimization.stage is 0, and model.precision is bf16 (default): without ZeRO there are no fp32 weights beside "
+         "them to learn with; write 2"),
         ({"sequence_parallel_size": 2}, [],
          "sequence_parallel_size: in the plan every rank has rows of its own, so ranks cannot share one: take it out"),
         ({"data_types": {"keep_in_fp32_modules": "auto"}}, [],

@@ -49,7 +49,7 @@ class PhaseRun:
         self, job: Job, phase: PhasePlan, rank: Rank, listener: Listener, stop: Stopping, pulse: Beating
     ) -> None:
         self.job, self.phase, self.rank, self.listener = job, phase, rank, listener
-        self.stop, self.pulse = stop, pulse
+        self.stop, self.pulse, self.to_the_end = stop, pulse, contextlib.ExitStack()
         self.folder = job.run.root / phase.folder
         self.resume = Path(job.resume) if job.resume else None
         self.standing = checkpoint.standing_of(self.resume)
@@ -135,8 +135,7 @@ class PhaseRun:
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(self.watch)
         self._clock = time.monotonic()
-        with contextlib.ExitStack() as self._until_the_end:
-            self.trainer.train()
+        self.trainer.train()
         self._count_seconds()
         require_base_unmoved(self.frozen, self.model, self.device, self.rank.of)
         if self.watch.is_stopped:
@@ -185,8 +184,8 @@ class PhaseRun:
         self.pulse.beat("evaluating before the first step")
 
     def _ready(self) -> None:
-        """From here on there is something to lose: a stop waits for the end of a step."""
-        self._until_the_end.enter_context(self.stop.held())
+        """From here on there is something to lose: a stop waits for the end of a step, or for the publication."""
+        self.to_the_end.enter_context(self.stop.held())
         self.pulse.beat("training", self.standing.step)
 
     def _go_on(self, folder: Path) -> None:

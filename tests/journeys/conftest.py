@@ -37,6 +37,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_cache: Path) -> T
     """A run of three phases, four steps each; sections are merged over it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zero3.json").write_text(json.dumps(ZERO3))
+    offload = {"zero_optimization": {**ZERO3["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
+    (tmp_path / "offload.json").write_text(json.dumps(offload))
     (tmp_path / "zero0.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
 
     def made(**sections: Any) -> dict[str, Any]:

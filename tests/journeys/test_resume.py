@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "LoRA, ZeRO-2, fp32": {},
     "LoRA, ZeRO-3, bf16": {"training": {"deepspeed": "zero3.json"}, "model": {"precision": "bf16"}},
     "QLoRA, ZeRO-2, bf16": {"model": {"use_4bit": True, "precision": "bf16"}},
+    "LoRA, ZeRO-3, offloaded": {"training": {"deepspeed": "offload.json"}, "model": {"precision": "bf16"}},
     "LoRA without ZeRO, fp32": {"training": {"deepspeed": "zero0.json"}},
     "every weight, ZeRO-2, bf16": {"lora": {"enabled": False}, "model": {"precision": "bf16"}},
 }

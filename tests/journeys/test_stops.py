@@ -188,3 +188,31 @@ def test_whoever_started_it_is_asked_to_stop_and_any_way_goes_on(
     found = all_of(Path("run"))
     assert found["weights"] == expected["weights"] and found["steps"] == expected["steps"]
     assert found["evaluations"] == expected["evaluations"]
+
+
+def children_of(pid: int) -> list[int]:
+    stats = (path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists())
+    fields = ((int(stat.split()[0]), stat.rpartition(")")[2].split()) for stat in stats)
+    return [child for child, rest in fields if int(rest[1]) == pid]
+
+
+@pytest.mark.requirement("P-08")
+def test_a_stop_while_the_data_is_prepared_leaves_at_once_and_nobody_behind(tiny: Tiny) -> None:
+    """What is done of it is not done again."""
+    config = short(tiny, run={"cache_dir": "cache"})
+    words = (Path(config["phases"][0]["sources"]).read_text() + "\n") * 40
+    texts = [{"text": f"{at} {line}"} for at, line in enumerate(words.splitlines())]
+    Path("large.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    Path("run.json").write_text(json.dumps(config | {"phases": [{"name": "one", "sources": "large.jsonl"}]}))
+    process = typed("phased-cpt", "run", "-c", "run.json", "--run-dir", "run")
+    deadline = time.monotonic() + 60
+    while len(children := children_of(process.pid)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.002)
+    process.terminate()
+    said = process.communicate(timeout=30)[0]
+    assert (process.returncode, said.splitlines()[-1]) == (75, "stopped (SIGTERM); the same command goes on"), said
+    assert "Traceback" not in said
+    time.sleep(0.2)
+    assert not [child for child in children if is_alive(child)]
+    assert not Path("run/phase1_one").exists(), "the control: it had not begun to train"
