@@ -4,6 +4,7 @@ A hub id is downloaded once, before anything is launched, so that no rank waits 
 pinned to the commit that was found.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from phased_cpt.config.schema import Lora
 from phased_cpt.data.cache import sha256_of
 from phased_cpt.data.files import is_hub_id
-from phased_cpt.errors import InputError
+from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import Adapter, Weights
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.plan import Plan
-from phased_cpt.published import weights_digest
+from phased_cpt.published import MARKER, weights_digest
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.py", "*.jinja"]
 UNWANTED = ["consolidated*.safetensors"]  # the same weights once more, as Mistral names them
@@ -76,6 +77,7 @@ def find_base(plan: Plan, run_root: Path, cache: Path, *, afresh: bool = False) 
     memory = None if afresh else cache / "bases.json"
     if model.from_config is not None:
         shape = _shape(model.from_config)
+        _require_as_made(run_root / RANDOM, memory)
         return Base(str(run_root / RANDOM), digest_of(["random", shape, plan.config.run.seed]), shape)
     assert model.name is not None
     folder, commit = _found(model.name, model.revision, "model.name")
@@ -89,6 +91,15 @@ def find_base(plan: Plan, run_root: Path, cache: Path, *, afresh: bool = False) 
     _require_adapter(adapter, plan)
     remembered = None if afresh else cache / "adapters.json"
     return Base(str(folder), digest, None, commit, str(adapter), weights_digest(adapter, remembered))
+
+
+def _require_as_made(folder: Path, memory: Path | None) -> None:
+    """The random weights, once they are there."""
+    with contextlib.suppress(FileNotFoundError):
+        made = json.loads((folder / MARKER).read_bytes())
+        if weights_digest(folder, memory) != made["digest"]:
+            what = "the random weights are not those that the run has begun with"
+            raise PhasedCptError(f"{folder}: {what}; delete the folder, and they are made again, the same")
 
 
 def _shape(given: dict[str, Any] | str) -> dict[str, Any]:

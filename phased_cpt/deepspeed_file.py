@@ -270,7 +270,7 @@ def _unsupported(content: Content, phase: PhasePlan, on_gpu: bool) -> Iterator[s
     yield from (f"{key}: {why}" for key, why in _REFUSED.items() if key in content)
     for part in ("offload_optimizer", "offload_param"):
         if _at(content, f"zero_optimization.{part}.device") == "nvme":
-            yield f"zero_optimization.{part}.device is nvme, and no checkpoint can be made of what lies there; write cpu"
+            yield f"zero_optimization.{part}.device is nvme, of which no checkpoint can be made; write cpu"
     forced = _at(content, _FORCED)
     if _offloads_optimizer(content) and forced not in (_ABSENT, AUTO, False):
         optimizer = _words(phase, "training", "optimizer")

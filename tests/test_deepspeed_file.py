@@ -338,7 +338,7 @@ AGREE = 'make them agree, or write "auto" in my.json'
         ({"bfloat16": {"enabled": True}}, [],
          "bfloat16: an old name, at which DeepSpeed does not look beside bf16: write it bf16"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, [],
-         "zero_optimization.offload_optimizer.device is nvme, and no checkpoint can be made of what lies there; write cpu"),
+         "zero_optimization.offload_optimizer.device is nvme, of which no checkpoint can be made; write cpu"),
         ({"zero_optimization": {"stage": 0}}, [],
          "zero_optimization.stage is 0, and model.precision is bf16 (default): without ZeRO there are no fp32 weights beside "
          "them to learn with; write 2"),

@@ -5,6 +5,7 @@ any ZeRO stage, and for whoever looks at the run later.
 """
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from phased_cpt.errors import InputError
+from phased_cpt.published import MARKER, weights_digest
 from phased_cpt.run_dir import sync_folder
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "uint8": torch.uint8}
@@ -126,5 +128,6 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
     model.save_pretrained(beside)
     for path in beside.iterdir():
         path.chmod(0o644)  # safetensors writes for its owner alone
+    (beside / MARKER).write_text(json.dumps({"digest": weights_digest(beside)}))
     os.replace(beside, folder)
     sync_folder(folder.parent)

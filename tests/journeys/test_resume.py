@@ -132,3 +132,23 @@ def test_a_run_goes_on_from_the_newest_checkpoint_from_another_or_from_none(tiny
     assert {"checkpoint-2.aside", "checkpoint-3.aside", "checkpoint-1.aside", "checkpoint-2.aside2"} <= kept
     assert all_of(Path("run"))["weights"] == whole
     assert ran(config).trained == ()
+
+
+def test_random_weights_that_have_changed_are_refused_and_made_again(tiny: Tiny, ran: Ran) -> None:
+    """They are no file of the user's, but what a half-done phase stands on all the same."""
+    config = tiny()
+    config["phases"] = config["phases"][:1]
+    ran(config)
+    whole = all_of(Path("run"))["weights"]
+    shutil.rmtree("run")
+    with pytest.raises(Interrupted):
+        ran(config, steps_today=2)
+    path = Path("run/random_base/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PhasedCptError, match=r"random_base: the random weights are not those .*; delete the folder"):
+        ran(config)
+    shutil.rmtree("run/random_base")
+    ran(config)
+    assert all_of(Path("run"))["weights"] == whole
