@@ -23,7 +23,7 @@ from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.sealed import Manifest, building, seal
 from phased_cpt.train import moments
 from phased_cpt.train.engine import Rank, meet
-from phased_cpt.train.masters import master_of, trained
+from phased_cpt.train.masters import masters_of, shape_of, trained
 from phased_cpt.train.publish import write_weights
 from phased_cpt.train.standing import Standing
 from phased_cpt.train.tensor_file import TensorFile
@@ -83,15 +83,10 @@ def save_weights(model: nn.Module, rank: Rank, folder: Path, manifest: Manifest)
 
 
 def _write_moments(model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path, writes: bool) -> dict[str, str]:
-    shapes = {
-        f"{key}.{name}": (torch.float32, getattr(weight, "ds_shape", weight.shape))
-        for name, weight in trained(model)
-        for key in keys
-    }
+    shapes = {f"{key}.{name}": (torch.float32, shape_of(weight)) for key in keys for name, weight in trained(model)}
     file = TensorFile(path, shapes) if writes else None
-    for name, weight in trained(model):
-        for key in keys:
-            moment = moments.moment_of(engine, weight, key)
+    for key in keys:
+        for name, _, moment in moments.moments_of(engine, model, key):
             if file:
                 file.add(f"{key}.{name}", moment)
     return {path.name: file.close()} if file else {}
@@ -180,11 +175,10 @@ def require_restored(model: nn.Module, engine: Any, folder: Path) -> int:
 def _moments(model: nn.Module, engine: Any, folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     if not (folder / OPTIMIZER).exists():
         return
-    keys = moments.kinds(engine).by_weight
     with safe_open(folder / OPTIMIZER, framework="pt") as file:
-        for name, weight in trained(model):
-            for key in keys:
-                yield f"{key}.{name}", moments.moment_of(engine, weight, key), file.get_tensor(f"{key}.{name}")
+        for key in moments.kinds(engine).by_weight:
+            for name, _, held in moments.moments_of(engine, model, key):
+                yield f"{key}.{name}", held, file.get_tensor(f"{key}.{name}")
 
 
 def require_one_weight(model: nn.Module) -> None:
@@ -192,8 +186,7 @@ def require_one_weight(model: nn.Module) -> None:
 
     Reading the masters back does not show it: an engine makes the copy when it is built, or when it steps.
     """
-    for name, weight in trained(model):
-        master = master_of(weight)
+    for name, weight, master in masters_of(model):
         with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
             if not torch.equal(weight.detach().cpu(), master.to(weight.dtype).cpu()):
                 raise PhasedCptError(f"{name} is not what its fp32 master says; nothing is trained on it")

@@ -5,14 +5,14 @@ bf16. What a phase publishes are the masters, and what the next one starts from 
 makes new ones of the rounded copy, as ZeRO-2 does, has others from the first step on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
-from torch import Tensor, nn
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state, safe_set_full_fp32_param
+from torch import Tensor, distributed, nn
 
 Masters = dict[str, Tensor]
-AT_ONCE = 2**22  # elements of a sum: an embedding, as a whole, would take five times its size
+AT_ONCE = 2**22  # elements that are gathered, or summed up: 16 MB
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -29,12 +29,73 @@ def _in_parts(weight: nn.Parameter) -> bool:
     return hasattr(weight, "ds_id")
 
 
-def master_of(weight: nn.Parameter) -> Tensor:
-    """The whole master of a weight. Collective."""
-    master: Tensor | None = weight if is_its_own_master(weight) else safe_get_full_fp32_param(weight)
-    if master is None:
-        raise RuntimeError("the engine has no fp32 master of a trained weight; ZeRO-2 and ZeRO-3 have")
-    return master.detach().view(getattr(weight, "ds_shape", weight.shape))
+def masters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Each weight that learns, with the whole of its master. Collective, to the last of them."""
+    named = list(trained(model))
+    for (name, weight), master in zip(named, wholes([weight for _, weight in named]), strict=True):
+        yield name, weight, master
+
+
+def wholes(weights: Sequence[nn.Parameter], moment: str | None = None) -> Iterator[Tensor]:
+    """The whole master of each weight, or of a moment that the optimizer remembers of it. Collective.
+
+    Several small ones are gathered at a time: of an adapter, one by one, the calls take ten times what the bytes do.
+    """
+    for several in _together(weights):
+        if is_its_own_master(several[0]):
+            yield from (weight.detach() for weight in several)
+        else:
+            yield from _of_zero3(several, moment) if _in_parts(several[0]) else _of_zero2(several, moment)
+
+
+def _together(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Runs of weights with no more than AT_ONCE elements; a larger one is alone."""
+    several: list[nn.Parameter] = []
+    for weight in weights:
+        if several and sum(map(size_of, several)) + size_of(weight) > AT_ONCE:
+            yield several
+            several = []
+        several.append(weight)
+    if several:
+        yield several
+
+
+def _of_zero2(weights: Sequence[nn.Parameter], moment: str | None) -> Iterator[Tensor]:
+    """Each rank holds some stretch of some of them: laid where they belong, in zeros, and added up."""
+    buffer = torch.zeros(sum(map(size_of, weights)), device=weights[0].device)
+    at = 0
+    for weight in weights:
+        if (mapping := weight._hp_mapping) is not None:  # type: ignore[attr-defined]
+            place = mapping.lp_fragment_address
+            buffer.narrow(0, at + place.start, place.numel).copy_(mapping.get_hp_fragment(moment))
+        at += size_of(weight)
+    distributed.all_reduce(buffer, group=weights[0]._dp_group)  # type: ignore[attr-defined]
+    for weight, whole in zip(weights, torch.split(buffer, [size_of(weight) for weight in weights]), strict=True):
+        yield whole.view(weight.shape)
+
+
+def _of_zero3(weights: Sequence[nn.Parameter], moment: str | None) -> Iterator[Tensor]:
+    """Each rank holds an equal part of each of them: all parts side by side, then those of a weight in a row."""
+    held = [
+        safe_get_local_fp32_param(weight) if moment is None else safe_get_local_optimizer_state(weight, moment)
+        for weight in weights
+    ]
+    mine = torch.cat([part.detach().flatten() for part in held]).float()
+    group = weights[0].ds_process_group  # type: ignore[attr-defined]
+    every = torch.empty(distributed.get_world_size(group) * len(mine), device=mine.device)
+    distributed.all_gather_into_tensor(every, mine, group=group)
+    of_ranks = torch.split(every.view(-1, len(mine)), [part.numel() for part in held], dim=1)
+    for weight, parts in zip(weights, of_ranks, strict=True):
+        yield parts.reshape(-1)[: size_of(weight)].view(shape_of(weight))
+
+
+def shape_of(weight: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole."""
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
+def size_of(weight: nn.Parameter) -> int:
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def is_its_own_master(weight: nn.Parameter) -> bool:
@@ -45,23 +106,21 @@ def is_its_own_master(weight: nn.Parameter) -> bool:
 def put_back(model: nn.Module, masters: Masters) -> int:
     """Make the engine's masters equal to these, and say how many were not. Collective."""
     changed = 0
-    for name, weight in trained(model):
+    for name, weight, held in masters_of(model):
         wanted = masters.get(name)
-        if wanted is None:
+        if wanted is None or torch.equal(held.cpu(), wanted):
             continue
-        held = master_of(weight)
-        if not torch.equal(held.cpu(), wanted):
-            if is_its_own_master(weight):
-                held.copy_(wanted)
-            else:
-                safe_set_full_fp32_param(weight, wanted.to(held.device))
-            changed += 1
+        if is_its_own_master(weight):
+            held.copy_(wanted)
+        else:
+            safe_set_full_fp32_param(weight, wanted.to(held.device))
+        changed += 1
     return changed
 
 
 def bit_sums(model: nn.Module) -> dict[str, int]:
     """A number of each master that every change of it changes. Collective."""
-    return {name: bit_sum(master_of(weight)) for name, weight in trained(model)}
+    return {name: bit_sum(master) for name, _, master in masters_of(model)}
 
 
 def bit_sum(tensor: Tensor) -> int:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import safe_set_full_optimizer_state
 from torch import Tensor, nn
 
-from phased_cpt.train.masters import is_its_own_master
+from phased_cpt.train.masters import is_its_own_master, trained, wholes
 
 State = dict[str, Any]
 
@@ -82,11 +82,14 @@ def kinds(engine: Any) -> Kinds:
     return Kinds(tuple(by_weight), numbers, whole)
 
 
-def moment_of(engine: Any, weight: nn.Parameter, key: str) -> Tensor:
-    """The whole of it, in fp32. Collective."""
-    own = is_its_own_master(weight)
-    moment: Tensor = engine.optimizer.state[weight][key] if own else safe_get_full_optimizer_state(weight, key)
-    return moment.detach().float().view(getattr(weight, "ds_shape", weight.shape))
+def moments_of(engine: Any, model: nn.Module, key: str) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Each weight that learns, with the whole of a moment of it, in fp32. Collective, to the last of them."""
+    named = list(trained(model))
+    weights = [weight for _, weight in named]
+    own = engine.optimizer.state if not _is_sharded(engine) else None
+    found = wholes(weights, key) if own is None else (own[weight][key] for weight in weights)
+    for (name, weight), moment in zip(named, found, strict=True):
+        yield name, weight, moment
 
 
 def set_moment(engine: Any, weight: nn.Parameter, key: str, moment: Tensor) -> None:

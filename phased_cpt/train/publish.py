@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from phased_cpt.model.adapter import base_of
 from phased_cpt.published import FOLDERS, MARKER, Source
 from phased_cpt.run_dir import copied, publish_file, sync_folder
 from phased_cpt.sealed import MANIFEST
-from phased_cpt.train.masters import bit_sum, master_of, trained
+from phased_cpt.train.masters import bit_sum, masters_of, shape_of, trained
 from phased_cpt.train.tensor_file import TensorFile
 
 BUILDING = ".published.building"
@@ -29,38 +29,31 @@ ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
 def write_weights(
-    model: nn.Module,
-    folder: Path,
-    *,
-    writes: bool,
-    take: Callable[[str, nn.Parameter], Tensor] = lambda name, weight: master_of(weight),
+    model: nn.Module, folder: Path, *, writes: bool, masters: Iterable[tuple[str, nn.Parameter, Tensor]] | None = None
 ) -> dict[str, str]:
     """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases.
 
-    Collective; one rank writes, and holds one tensor at a time. Returns the sha256 of the file of weights.
+    Collective; one rank writes, and holds a few tensors at a time. Returns the sha256 of the file of weights.
     """
-    adapter = isinstance(model, PeftModel)
-    weights = dict(trained(model)) if adapter else dict(base_of(model).named_parameters())
+    weights = dict(trained(model))
     names = saved_names(model, list(weights))
-    others = {} if adapter else _buffers(base_of(model))
-    file = None
+    others = {} if isinstance(model, PeftModel) else _buffers(base_of(model))
+    path, file = folder / (ADAPTER_FILE if isinstance(model, PeftModel) else MODEL_FILE), None
     if writes:
         _write_configs(model, folder)
-        shapes = {names[name]: (torch.float32, _shape(weight)) for name, weight in weights.items()}
-        path = folder / (ADAPTER_FILE if adapter else MODEL_FILE)
+        shapes = {names[name]: (torch.float32, shape_of(weight)) for name, weight in weights.items()}
         file = TensorFile(path, shapes | {name: (each.dtype, each.shape) for name, each in others.items()})
-    for name, weight in weights.items():
-        master = master_of(weight) if take is None else take(name, weight)
+    for name, _, master in masters_of(model) if masters is None else masters:
         if file:
-            file.add(names[name], master.float())
+            file.add(names[name], master)
     if not file:
         return {}
     for name, each in others.items():
         file.add(name, each)
     digest = file.close()
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~_umask())  # PEFT writes for its owner alone
-    return {ADAPTER_FILE if adapter else MODEL_FILE: digest}
+    for written in folder.iterdir():
+        written.chmod(0o666 & ~_umask())  # PEFT writes for its owner alone
+    return {path.name: digest}
 
 
 def _write_configs(model: nn.Module, folder: Path) -> None:
@@ -77,10 +70,6 @@ def _write_configs(model: nn.Module, folder: Path) -> None:
     precision, base.config.dtype = base.config.dtype, torch.float32  # which save_pretrained takes from the model
     base.config.save_pretrained(str(folder))
     base.config.dtype = precision
-
-
-def _shape(weight: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(weight, "ds_shape", weight.shape))
 
 
 def _buffers(base: nn.Module) -> dict[str, Tensor]:

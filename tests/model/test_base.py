@@ -42,6 +42,11 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+def of(model: torch.nn.Module, masters: dict[str, torch.Tensor]) -> list[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+    """As an engine would give them."""
+    return [(name, weight, masters[name]) for name, weight in model.named_parameters() if name in masters]
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_model_that_is_trained_whole_is_written_whole_and_in_fp32(kind: str, tmp_path: Path) -> None:
     """Trained in bf16, of masters that are not: what plain transformers reads back are the masters."""
@@ -53,7 +58,7 @@ def test_a_model_that_is_trained_whole_is_written_whole_and_in_fp32(kind: str, t
     }
     expected = {saved_names(model, list(masters))[name]: tuple(weight.shape) for name, weight in masters.items()}
     (tmp_path / "best_model").mkdir()
-    write_weights(model, tmp_path / "best_model", writes=True, take=lambda name, weight: masters[name])
+    write_weights(model, tmp_path / "best_model", writes=True, masters=of(model, masters))
     require_sound(tmp_path / "best_model", expected, {})
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "best_model", attn_implementation="eager")
     assert again.dtype == torch.float32
@@ -87,7 +92,7 @@ def test_an_adapter_comes_back_as_it_was_written_with_the_dropout_of_its_phase(b
     model = adapt(loaded(base), None, Lora(r=2, dropout=0.1), seed=1)
     masters = {name: torch.randn(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
     (tmp_path / "best_adapter").mkdir()
-    write_weights(model, tmp_path / "best_adapter", writes=True, take=lambda name, weight: masters[name])
+    write_weights(model, tmp_path / "best_adapter", writes=True, masters=of(model, masters))
     for dropout in (0.4, 0.0):
         again = adapt(loaded(base), tmp_path / "best_adapter", Lora(r=2, dropout=dropout), seed=9)
         assert isinstance(again, PeftModel)

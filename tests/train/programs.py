@@ -37,7 +37,7 @@ from phased_cpt.stopping import Stopping
 from phased_cpt.train import phase_run
 from phased_cpt.train.checks import Learning, leak
 from phased_cpt.train.engine import Rank, join, quiet, swept
-from phased_cpt.train.masters import before_the_engine, master_of, trained
+from phased_cpt.train.masters import before_the_engine, masters_of, trained
 from phased_cpt.train.trainer import PhaseTrainer
 from tests.train.shapes import SHAPE, TOKENS, WORDS, rows_with
 
@@ -412,9 +412,4 @@ def _said_by(check: Any, *arguments: Any) -> Any:
 
 def gathered(model: Any, keep: bool) -> dict[str, Tensor]:
     """Every master on the CPU, for the ranks that keep them. Collective."""
-    found = {}
-    for name, weight in trained(model):
-        master = master_of(weight)
-        if keep:
-            found[name] = master.float().cpu().clone()
-    return found
+    return {name: master.float().cpu().clone() for name, _, master in masters_of(model) if keep}
