@@ -25,6 +25,10 @@ MANIFEST = "manifest.json"
 CHECKPOINT, BEST = "checkpoint", "best"
 
 
+class MadeByNewer(PhasedCptError):  # noqa: N818
+    """A format that this version does not know."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a folder says of itself."""
@@ -90,10 +94,17 @@ def retain(checkpoints: Path, keep: int, best: int | None) -> None:
     kept, old = _split(of_kind(checkpoints, CHECKPOINT), keep)
     for folder in old:
         remove(folder)
-    needed = {best, *(_manifest(folder).best for folder in kept)}
+    needed = {best, *map(_stands_on, kept)}
     for step, folder in of_kind(checkpoints, BEST):
         if step not in needed:
             remove(folder)
+
+
+def _stands_on(folder: Path) -> int | None:
+    try:
+        return _manifest(folder).best
+    except PhasedCptError:
+        return None  # damaged since, which ends no training: whoever goes on takes another
 
 
 def _split(found: list[tuple[int, Path]], keep: int) -> tuple[list[Path], list[Path]]:
@@ -183,6 +194,8 @@ def fault_of(folder: Path, fingerprint: str) -> str | None:
             slot = folder.parent / f"{BEST}-{manifest.best}"
             faults = [f"{slot.name}, on which it stands: {fault}" for fault in _slot_faults(slot, fingerprint)]
         return faults[0] if faults else None
+    except MadeByNewer:
+        raise  # no damage: an older program must not set aside what it cannot read
     except PhasedCptError as error:
         return str(error)
 
@@ -210,12 +223,14 @@ def _manifest(folder: Path) -> Manifest:
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
         if values["format"] > FORMAT:
-            raise PhasedCptError(f"made by a newer phased_cpt (format {values['format']}); upgrade to go on from it")
+            raise MadeByNewer(f"{folder}: made by a newer phased_cpt (format {values['format']}); upgrade to go on")
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()}
         manifest = Manifest(**values | {"files": files})
         if not isinstance(manifest.step, int) or not isinstance(manifest.best, int | None):
             raise TypeError
         return manifest
+    except MadeByNewer:
+        raise
     except FileNotFoundError:
         raise PhasedCptError("never sealed (it has no manifest.json)") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
