@@ -7,6 +7,7 @@ any ZeRO stage, and for whoever looks at the run later.
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
     except Exception as error:  # each architecture has its own ways
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.from_config: no model can be made of it: {reason}") from None
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.building")
+    beside = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(beside, ignore_errors=True)  # half of one
     model.save_pretrained(beside)
     for path in beside.iterdir():
         path.chmod(0o644)  # safetensors writes for its owner alone
