@@ -26,7 +26,7 @@ from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import choose_run_dir, holder_of, newest_run, next_archive, read_record, reconcile
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.resolved import resolved_yaml
-from phased_cpt.run_dir import RunDir
+from phased_cpt.run_dir import RunDir, disk_failed
 from phased_cpt.stopping import heard
 from phased_cpt.tables import (
     config_facts,
@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None, in_ranks: Callable[[], Any] | None 
     except PhasedCptError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # no permission, no space, a name too long: the system's words, and where
-        _fail(": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error)))), 1)
+        _fail(str(disk_failed(error, None)), 1)
     sys.exit(0)
 
 

@@ -140,12 +140,14 @@ def require_room(folder: Path, needed: int, what: str) -> None:
         raise PhasedCptError(f"{folder}: {said}, or lower checkpoint.keep")
 
 
-def disk_failed(error: OSError, folder: Path, stands: str) -> PhasedCptError:
+def disk_failed(error: OSError, folder: Path | None, stands: str = "") -> PhasedCptError:
     """What a disk has refused, where, and what is left of it."""
-    what = f"{error.filename or folder}: {error.strerror or error}"
+    place = str(error.filename or folder or "")
+    what = ": ".join(filter(None, (place, error.strerror or str(error))))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what += f" ({_told(shutil.disk_usage(folder).free)} free); make room, and the same command goes on"
-    return PhasedCptError(f"{what}; {stands}")
+        there = next(path for path in (Path(place).resolve(), *Path(place).resolve().parents) if path.exists())
+        what += f" ({_told(shutil.disk_usage(there).free)} free); make room, and the same command goes on"
+    return PhasedCptError("; ".join(filter(None, (what, stands))))
 
 
 def _told(size: int) -> str:

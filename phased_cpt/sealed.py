@@ -18,6 +18,7 @@ from typing import Any
 
 from phased_cpt.data.cache import sha256_of
 from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.run_dir import publish_file, sync_folder
 
 FORMAT = 1
@@ -65,19 +66,18 @@ def building(folder: Path) -> Path:
     return beside
 
 
-def seal(folder: Path, manifest: Manifest, digests: dict[str, str]) -> Sealed:
+def seal(folder: Path, manifest: Manifest, digests: dict[str, str]) -> None:
     """Give a built folder its manifest, and then its name. What was hashed while it was written is not read again."""
     beside, files = folder.with_name(f".{folder.name}.building"), {}
     for path in sorted(beside.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[path.name] = (path.stat().st_size, digests.get(path.name) or sha256_of(path))
-    manifest = Manifest(**asdict(manifest) | {"files": files})
-    publish_file(beside / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+    values = asdict(manifest) | {"files": files}
+    publish_file(beside / MANIFEST, (json.dumps(values | {"digest": digest_of(values)}, indent=1) + "\n").encode())
     remove(folder)
     os.rename(beside, folder)
     sync_folder(folder.parent)
-    return Sealed(folder, manifest)
 
 
 def remove(folder: Path) -> None:
@@ -189,11 +189,11 @@ def fault_of(folder: Path, fingerprint: str) -> str | None:
     """What is wrong with a checkpoint, or with the best weights that it stands on; None where all is well."""
     try:
         manifest = _manifest(folder)
-        faults = [*_faults(folder, manifest, fingerprint)]
-        if manifest.best is not None and not faults:
+        fault = next(_faults(folder, manifest, fingerprint), None)
+        if manifest.best is not None and fault is None:
             slot = folder.parent / f"{BEST}-{manifest.best}"
-            faults = [f"{slot.name}, on which it stands: {fault}" for fault in _slot_faults(slot, fingerprint)]
-        return faults[0] if faults else None
+            fault = next((f"{slot.name}, on which it stands: {each}" for each in _slot_faults(slot, fingerprint)), None)
+        return fault
     except MadeByNewer:
         raise  # no damage: an older program must not set aside what it cannot read
     except PhasedCptError as error:
@@ -205,7 +205,7 @@ def _slot_faults(slot: Path, fingerprint: str) -> Iterator[str]:
 
 
 def _faults(folder: Path, manifest: Manifest, fingerprint: str) -> Iterator[str]:
-    """In the order of what they cost to find."""
+    """In the order of what they cost to find; whoever asks for a second one may find what the first has caused."""
     if manifest.fingerprint != fingerprint:
         yield f"made by another phase ({manifest.phase}, fingerprint {manifest.fingerprint[:12]}…)"
     there = {path.name for path in folder.iterdir()} - {MANIFEST}
@@ -222,13 +222,13 @@ def _faults(folder: Path, manifest: Manifest, fingerprint: str) -> Iterator[str]
 def _manifest(folder: Path) -> Manifest:
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
+        if values.pop("digest") != digest_of(values):
+            raise ValueError
         if values["format"] > FORMAT:
             raise MadeByNewer(f"{folder}: made by a newer phased_cpt (format {values['format']}); upgrade to go on")
-        files = {str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()}
-        manifest = Manifest(**values | {"files": files})
-        if not isinstance(manifest.step, int) or not isinstance(manifest.best, int | None):
-            raise TypeError
-        return manifest
+        return Manifest(
+            **values | {"files": {name: (size, digest) for name, (size, digest) in values["files"].items()}}
+        )
     except MadeByNewer:
         raise
     except FileNotFoundError:

@@ -143,7 +143,10 @@ def fail(job: Job, message: str, code: int, *, unexpected: bool = False) -> int:
     path = job.run.root / job.phase_plan().folder / "logs" / f"failed-{os.environ['RANK']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     word = {"exit_code": code, "message": scrubbed(message), "rank": int(os.environ["RANK"]), "unexpected": unexpected}
-    publish_file(path, json.dumps(word).encode())
+    try:
+        publish_file(path, json.dumps(word).encode())
+    except OSError:  # the disk is full to the last byte, it may be
+        sys.stderr.write(f"{word['message']}\n")
     return code
 
 

@@ -23,7 +23,7 @@ def everything(run: Path) -> dict[str, Any]:
         require_no_ranks(RunDir(run))
     require_replays(run)
     found = all_of(run)
-    found["tree"] = [path for path in found["tree"] if _counts(path) and not Path(path).name.startswith(OF_AN_ATTEMPT)]
+    found["tree"] = [path for path in found["tree"] if not Path(path).name.startswith(OF_AN_ATTEMPT)]
     record = read_record(RunDir(run))
     assert record is not None
     return found | {
@@ -31,13 +31,8 @@ def everything(run: Path) -> dict[str, Any]:
         "sources": {path.parent.parent.name: _source(path) for path in sorted(run.glob("*/best_*/source.json"))},
         "moments": {str(path.relative_to(run)): sha256(path) for path in sorted(run.glob("*/checkpoints/*/optimizer*"))},
         "record": [(phase.state, phase.fingerprint, phase.published) for phase in record.phases],
-        "half-made": sorted(path for path in (str(each.relative_to(run)) for each in run.rglob(".*")) if _counts(path)),
+        "half-made": sorted(str(path.relative_to(run)) for path in run.rglob(".*")),
     }  # fmt: skip
-
-
-def _counts(path: str) -> bool:
-    """Half a random base stays behind when its maker is killed, which a test of its own says (test_sweep)."""
-    return not path.startswith(".random_base.")
 
 
 def apart(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

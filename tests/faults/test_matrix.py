@@ -23,7 +23,7 @@ def test_every_row_says_what_came_of_it(tmp_path: Path) -> None:
     matrix = Matrix(tmp_path / "matrix.md")
     for each in (report("F3", "passed", "12 points"), report("F3", "passed"), report("F4", "failed"), report("F14", "skipped")):  # fmt: skip
         matrix.pytest_runtest_logreport(each)
-    matrix.pytest_sessionfinish()
+    matrix.pytest_sessionfinish(1)
     page = matrix.path.read_text()
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| F")}
     assert list(rows) == list(FAULTS)
@@ -32,6 +32,9 @@ def test_every_row_says_what_came_of_it(tmp_path: Path) -> None:
     assert "**skipped: no mount here**" in rows["F14"]
     assert "**no test in this run**" in rows["F1"]
     assert "- F3 `x.py::passed`: 12 points" in page
+    matrix.path.unlink()
+    matrix.pytest_sessionfinish(2)
+    assert not matrix.path.exists(), "of a run that was broken off"
 
 
 def test_the_proofs_that_stand_elsewhere_are_there() -> None:

@@ -115,3 +115,18 @@ def test_a_record_of_a_newer_version_is_refused(runs: Runs, reference: Reference
     (run / "run.json").write_text(json.dumps(record))
     runs.run()
     assert apart(everything(run), reference.whole) == []
+
+
+@pytest.mark.fault("F30", "a checkpoint of a newer format", "refused, not set aside; exact (E) when it is read again")
+def test_a_checkpoint_of_a_newer_version_is_refused_and_stays(runs: Runs, reference: Reference) -> None:
+    run = reference.copy("two steps of two")
+    path = run / "phase2_two/checkpoints/checkpoint-2/manifest.json"
+    manifest = path.read_text()
+    values = {key: value for key, value in json.loads(manifest).items() if key != "digest"} | {"format": 99}
+    path.write_text(json.dumps(values | {"digest": digest_of(values)}))
+    with pytest.raises(PhasedCptError, match=r"checkpoint-2: made by a newer phased_cpt \(format 99\); upgrade"):
+        runs.run(door=MustNotTrain())
+    path.write_text(manifest)
+    runs.run()
+    assert resumed() == {"two": 2}
+    require_equal(everything(run), reference.whole, "read again")

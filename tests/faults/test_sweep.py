@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from phased_cpt.errors import Interrupted, PhasedCptError
+from phased_cpt.errors import PhasedCptError
 from phased_cpt.run_dir import RunDir
 from tests.faults.conftest import Reference, Runs, Told
 from tests.faults.criterion import everything, require_equal
@@ -30,10 +30,9 @@ def killed_in_a_rank(runs: Runs, phase: int, rank: int, kinds: str, at: int, **w
     place = phase, rank, at, {"kinds": kinds}, str(WORD.resolve())
     try:
         runs.run(door=runs.door("meets", *place), **wanted)
-    except PhasedCptError as error:  # of one that was killed when all was published, nobody complains
-        if isinstance(error, Interrupted):
-            raise  # somebody has stopped these tests
-        assert WORD.exists(), error
+    except PhasedCptError:  # of one that was killed when all was published, nobody complains
+        if not WORD.exists():
+            raise
     return " of ".join(json.loads(WORD.read_text())) if WORD.exists() else None
 
 
@@ -104,11 +103,11 @@ def test_a_rank_killed_anywhere_loses_nothing(
     told(f"phase {phase}, rank {rank}: SIGKILL at {len(places)} {kinds}, all exact", len(places))
 
 
-@pytest.mark.xfail(reason="half a random base is never taken away: its name has the process in it", strict=False)
 @pytest.mark.fault("F4", "SIGKILL while the random base is written", "exact (E), and half of one is taken away")
 def test_half_a_random_base_does_not_stay_behind(runs: Runs, reference: Reference) -> None:
+    half = ("open of /.random_base.", "write of /.random_base.")
     places = (killed_in_a_rank(runs, 1, 0, "files", at, last="one") for at in range(8, 40))
-    assert ".random_base." in next(place for place in places if place is None or ".random_base." in place)  # type: ignore[operator]
+    next(place for place in places if place is None or place.startswith(half))
     assert list(Path("run").glob(".random_base.*")), "the control: there is half of one"
     runs.run(last="one")
     require_equal(everything(Path("run")), reference.first_phase, "killed while the base was written")
@@ -137,8 +136,8 @@ def killed_in_the_conductor(runs: Runs, at: int) -> str | None:
 
 
 CONDUCTOR = [
-    pytest.param(1, range(10, 400, 45), id="some, of a whole run"),
-    pytest.param(2, range(30, 400, 60), id="some, of the second phase"),
+    pytest.param(1, range(10, 400, 60), id="some, of a whole run"),
+    pytest.param(2, range(25, 400, 25), id="some, of the second phase"),
     pytest.param(1, range(1, EVERY), id="every, of a whole run", marks=pytest.mark.heavy),
 ]
 
