@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from phased_cpt.errors import LedgerRefuses, PhasedCptError
+from phased_cpt.ledger.fingerprint import digest_of
 from tests.faults.conftest import Reference, Runs, Told
 from tests.faults.criterion import apart, digests, everything, require_equal
 from tests.faults.test_damage import resumed
