@@ -101,7 +101,7 @@ def run(
         int | None, typer.Option(metavar="N", min=1, help="Take N optimizer steps at most now, then save and stop.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="M", min=0.001, help="Save and stop after M minutes.")
+        float | None, typer.Option(metavar="M", min=0.001, max=525_600, help="Save and stop after M minutes.")
     ] = None,
     resume: Annotated[
         str | None,
@@ -380,5 +380,7 @@ def main(arguments: list[str] | None = None, in_ranks: Callable[[], Any] | None 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
     text = scrubbed(message)
-    sys.stderr.write(shown(Text(text, style="red"), stderr=True) if sys.stderr.isatty() else f"{text}\n")
+    with contextlib.suppress(OSError):  # of `… | tee log`, a Ctrl-C ends the tee, too
+        sys.stderr.write(shown(Text(text, style="red"), stderr=True) if sys.stderr.isatty() else f"{text}\n")
+        sys.stderr.flush()
     sys.exit(exit_code)

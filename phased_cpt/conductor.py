@@ -176,7 +176,7 @@ class Run:
                 return there, found[1].steps - self._step_of(first) if found else 0
             if failure is None:
                 raise PhasedCptError(f"phase {phase.name} ended without publishing; see {phase.folder}/logs")
-            if failure.exit_code != 1 or tries > self.plan.config.launch.retries:
+            if failure.exit_code != 1 or tries > self.plan.config.launch.retries or not self.door.starts_again:
                 raise failure
             before, begin = begin, self._begin(phase, fingerprint, None)
             if self._step_of(begin) <= self._step_of(before):

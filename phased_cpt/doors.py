@@ -16,6 +16,10 @@ class Door(Protocol):
     @property
     def ranks(self) -> int: ...
 
+    @property
+    def starts_again(self) -> bool:
+        """Whether a phase that has failed can be started once more in the same call."""
+
     def train(self, job: Job, stop: Stopping) -> None: ...
 
 
@@ -26,6 +30,7 @@ class LaunchedJobs:
     launcher: str
     ranks: int
     hang_seconds: float
+    starts_again: bool = True
 
     @classmethod
     def of(cls, plan: Plan) -> "LaunchedJobs":

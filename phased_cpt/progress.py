@@ -1,5 +1,6 @@
 """How far the preparation of data has come, on stderr: a bar on a terminal, a line now and then in a log."""
 
+import contextlib
 import sys
 import time
 
@@ -43,7 +44,8 @@ class Bar:
             self._bar.remove_task(self._bar.tasks[0].id)
 
     def tell(self, message: str) -> None:
-        sys.stderr.write(f"{message}\n")
+        with contextlib.suppress(OSError):  # whoever read it may be gone: `… | tee log`
+            sys.stderr.write(f"{message}\n")
 
     def _log(self, what: str, total: int) -> None:
         self._told = time.monotonic()

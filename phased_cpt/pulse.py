@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+CLOSING = "closing the logs"  # which may wait for a server
 LINE_BYTES = 256  # written in one piece, and filled up with blanks: a reader never sees half of one
 
 

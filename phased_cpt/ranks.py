@@ -26,7 +26,7 @@ from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.job import Job
 from phased_cpt.launchers import free_port, gpus_here, shared, threads_of_a_rank
 from phased_cpt.launchers.parents import die_with_the_parent
-from phased_cpt.stopping import Stopping, heard
+from phased_cpt.stopping import Asked, Stopping, heard
 from phased_cpt.train.engine import Rank, join, meet, quiet
 from phased_cpt.worker import train_phase
 
@@ -47,6 +47,7 @@ class Ranks:
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.number, self.ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.starts_again = self.ranks == 1  # of several, the others would still wait in what has failed
         quiet()
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=30)))
         self._store = PrefixStore("phased_cpt", store)
@@ -70,16 +71,18 @@ class Ranks:
     def follow(self) -> int:
         """Do what rank 0 orders until it says to leave; returns the exit code."""
         try:
-            with heard():
-                return self._follow()
+            with heard() as stop:
+                return self._follow(stop)
         except PhasedCptError as error:
             sys.stderr.write(f"{error}\n")
             return error.exit_code
 
-    def _follow(self) -> int:
+    def _follow(self, stop: Stopping) -> int:
         while "leave" not in (order := self._next_order()):
             try:
                 self._train(Job.parse(order["train"]))
+            except Asked:
+                return self._failed(stop.as_failure())
             except Exception as error:
                 return self._failed(error)
         return self._leave(order)

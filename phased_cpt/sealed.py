@@ -19,7 +19,7 @@ from typing import Any
 from phased_cpt.data.cache import sha256_of
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger.fingerprint import digest_of
-from phased_cpt.run_dir import publish_file, sync_folder
+from phased_cpt.run_dir import copied, publish_file, sync_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -146,19 +146,24 @@ def named(checkpoints: Path, fingerprint: str, name: str) -> Sealed:
     manifest = _manifest(folder)
     target = checkpoints / f"{CHECKPOINT}-{manifest.step}"
     if folder.resolve() != target.resolve():
-        slot = folder.parent / f"{BEST}-{manifest.best}"
-        for source, place in ((slot, checkpoints / slot.name), (folder, target)):
-            if source.is_dir() and source.resolve() != place.resolve():
-                _copied(source, place)
+        if manifest.best is not None:
+            _copied(_slot_of(folder, manifest.best), checkpoints / f"{BEST}-{manifest.best}")
+        _copied(folder, target)
     return Sealed(target, manifest)
 
 
 def _copied(source: Path, place: Path) -> None:
-    if os.path.lexists(place):
-        set_aside(place, "aside")
+    if source.resolve() == place.resolve():
+        return
     beside = building(place)
     shutil.copytree(source, beside, dirs_exist_ok=True)
+    for path in beside.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if os.path.lexists(place):
+        set_aside(place, "aside")
     os.rename(beside, place)
+    sync_folder(place.parent)
 
 
 def clear_after(checkpoints: Path, step: int) -> None:
@@ -177,6 +182,10 @@ def set_aside(folder: Path, why: str) -> Path:
     """Under a name that nothing looks for."""
     names = (folder.with_name(f"{folder.name}.{why}{'' if n == 1 else n}") for n in range(1, 1000))
     aside = next(name for name in names if not os.path.lexists(name))
+    best = _stands_on(folder) if folder.name.startswith(CHECKPOINT) else None
+    slot = folder.parent / f"{BEST}-{best}"
+    if best is not None and slot.is_dir():
+        shutil.copytree(slot, aside.with_name(f"{aside.name}.{BEST}"), copy_function=copied)
     os.rename(folder, aside)
     sync_folder(folder.parent)
     return aside
@@ -191,13 +200,21 @@ def fault_of(folder: Path, fingerprint: str) -> str | None:
         manifest = _manifest(folder)
         fault = next(_faults(folder, manifest, fingerprint), None)
         if manifest.best is not None and fault is None:
-            slot = folder.parent / f"{BEST}-{manifest.best}"
+            slot = _slot_of(folder, manifest.best)
             fault = next((f"{slot.name}, on which it stands: {each}" for each in _slot_faults(slot, fingerprint)), None)
         return fault
     except MadeByNewer:
         raise  # no damage: an older program must not set aside what it cannot read
     except PhasedCptError as error:
         return str(error)
+    except OSError as error:  # a disk, or a link that leads nowhere
+        return f"{error.filename}: {error.strerror}"
+
+
+def _slot_of(folder: Path, best: int) -> Path:
+    """Where the best weights are; what was set aside has them beside it."""
+    own = folder.with_name(f"{folder.name}.{BEST}")
+    return own if own.is_dir() else folder.parent / f"{BEST}-{best}"
 
 
 def _slot_faults(slot: Path, fingerprint: str) -> Iterator[str]:

@@ -33,6 +33,10 @@ LEAVING_SECONDS = 3.0  # for the main thread to leave by itself, where nothing h
 LOOK_SECONDS = 0.2
 
 
+class Asked(BaseException):
+    """A stop on its way up, which no `except Exception` of any library takes for a failure of its own."""
+
+
 class Wish(IntEnum):
     """In the order of their weight: the ranks agree on the greatest."""
 
@@ -47,11 +51,17 @@ class Stopping:
     def __init__(self) -> None:
         self.asked_by = ""
         self._asked = self._raised = self._save = self._held = False
+        self._has_ears = False
         self._free_since = time.monotonic()
 
     def stop_in(self, seconds: float) -> None:
-        """The clock asks as a signal does, because it is one."""
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        """The clock asks as a signal does, because it is one; but where Python allows no handlers."""
+        if self._has_ears:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        else:
+            timer = threading.Timer(seconds, self._ask, [signal.SIGALRM])
+            timer.daemon = True
+            timer.start()
 
     def wish(self) -> Wish:
         """What is asked for now."""
@@ -66,7 +76,11 @@ class Stopping:
     def require_on(self) -> None:
         """Go no further where a stop is asked for."""
         if self._asked:
-            raise Interrupted(f"stopped ({self.asked_by}); the same command goes on")
+            raise self.as_failure()
+
+    def as_failure(self) -> Interrupted:
+        """In words, for whoever is told."""
+        return Interrupted(f"stopped ({self.asked_by}); the same command goes on")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -85,7 +99,7 @@ class Stopping:
         self._ask(number)
         if not self._held and not self._raised:
             self._raised = True
-            self.require_on()
+            raise Asked
 
     def _ask(self, number: int) -> None:
         if not self._asked:
@@ -121,7 +135,7 @@ _heard: Stopping | None = None
 
 @contextlib.contextmanager
 def heard() -> Iterator[Stopping]:
-    """Signals are heard in here; whoever asks again, further in, gets the same ears."""
+    """Signals are heard in here; whoever asks again, further in, gets the same ears. Outside, a stop is a failure."""
     global _heard
     if _heard is not None:
         yield _heard
@@ -130,6 +144,8 @@ def heard() -> Iterator[Stopping]:
     try:
         with _ears(_heard):
             yield _heard
+    except Asked:
+        raise _heard.as_failure() from None
     finally:
         _heard = None
 
@@ -140,6 +156,7 @@ def _ears(stopping: Stopping) -> Iterator[None]:
         yield
         return
     reads, writes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    stopping._has_ears = True
     before, pipe = {}, signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     listening = threading.Thread(target=stopping.listen, args=[reads], name="signals", daemon=True)
     listening.start()

@@ -23,7 +23,7 @@ from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.ledger import rank_lock
 from phased_cpt.model.base import make_random_base
 from phased_cpt.plan import PhasePlan
-from phased_cpt.pulse import Beating
+from phased_cpt.pulse import CLOSING, Beating
 from phased_cpt.run_dir import disk_failed, publish_file
 from phased_cpt.stopping import heard
 from phased_cpt.tracking import Stretch, WandbSettings, open_sinks
@@ -37,6 +37,7 @@ def train_phase(job: Job, rank: Rank) -> None:
     phase = job.phase_plan()
     with contextlib.ExitStack() as around:
         stop = around.enter_context(heard())
+        to_the_end = around.enter_context(contextlib.ExitStack())  # first, so that what is held outlives the sinks
         around.enter_context(swept())
         around.enter_context(rank_lock(job.run, job.signature))
         pulse = around.enter_context(beating(job, rank))
@@ -44,10 +45,10 @@ def train_phase(job: Job, rank: Rank) -> None:
             patience = job.plan().config.launch.hang_minutes * 60
             around.enter_context(Watchdog(job.run.root / phase.folder / "logs", rank.number, patience))
         listener = around.enter_context(listening(job, phase, rank))
+        around.callback(pulse.beat, CLOSING)
         stop.require_on()
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
-        run = PhaseRun(job, phase, rank, listener, stop, pulse)
-        around.enter_context(run.to_the_end)
+        run = PhaseRun(job, phase, rank, listener, stop, pulse, to_the_end)
         with run.memory_is_told():
             run.load()
             run.train()

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from phased_cpt.errors import Interrupted
-from phased_cpt.stopping import STOPS, Stopping, Wish, heard
+from phased_cpt.stopping import STOPS, Asked, Stopping, Wish, heard
 
 
 @pytest.fixture
@@ -24,8 +25,10 @@ def stop() -> Iterator[Stopping]:
 @pytest.mark.parametrize("number", STOPS)
 def test_where_nothing_is_held_a_stop_is_an_exception_at_once(stop: Stopping, number: signal.Signals) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else number.name
-    with pytest.raises(Interrupted, match=rf"^stopped \({name}\); the same command goes on$") as stopped:
+    with pytest.raises(Asked):
         os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted, match=rf"^stopped \({name}\); the same command goes on$") as stopped:
+        stop.require_on()
     assert stopped.value.exit_code == 75
 
 
@@ -72,14 +75,13 @@ def test_a_forked_child_hears_for_itself(stop: Stopping) -> None:
 PROGRAM = """
 import ctypes, os, signal, sys, time
 from phased_cpt import stopping
-from phased_cpt.errors import Interrupted
 {before}
 with stopping.heard() as stop:
     try:
         {first}
         print("ready", flush=True)
         {does}
-    except Interrupted:
+    except stopping.Asked:
         print("by itself", flush=True)
         os._exit(7)
 """
@@ -152,3 +154,27 @@ def test_under_nohup_a_closed_terminal_is_no_stop(started: list[subprocess.Popen
     process.terminate()
     assert process.communicate(timeout=30)[0] == "by itself\n"
     assert process.returncode == 7
+
+
+def test_no_library_takes_a_stop_for_a_failure_of_its_own_and_outside_it_is_one() -> None:
+    """Many catch every Exception, and try another way, or accuse the user's file."""
+    with pytest.raises(Interrupted, match=r"^stopped \(SIGTERM\); the same command goes on$"), heard():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("swallowed")
+
+
+def test_in_a_thread_the_clock_asks_without_a_signal() -> None:
+    wishes: list[Wish] = []
+
+    def waits() -> None:
+        with heard() as stop:
+            stop.stop_in(0.05)
+            time.sleep(0.3)
+            wishes.append(stop.wish())
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    thread.join()
+    assert wishes == [Wish.STOP]

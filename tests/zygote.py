@@ -79,6 +79,7 @@ class ForkedJobs:
     ranks: int = 2
     program: str = "phased_cpt.worker:main"
     first: tuple[Any, ...] = ()  # arguments of a program of the test's own, before those of the worker
+    starts_again: bool = True
 
     def train(self, job: Job, stop: Stopping) -> None:
         path = job.path

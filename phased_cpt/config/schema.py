@@ -236,7 +236,7 @@ class Launch(Section):
     )
     hang_minutes: Positive = bookkeeping(30.0, "Minutes without any progress after which the processes are ended.")
     retries: Count = bookkeeping(
-        0, "How often a phase that fails is started again by itself; only where a new checkpoint was made since."
+        0, "How often a failed phase is started again by `phased-cpt run`; only if a checkpoint was made since."
     )
 
 

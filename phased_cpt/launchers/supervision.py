@@ -18,7 +18,7 @@ from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.launchers.failures import signal_of, was_killed
 from phased_cpt.launchers.hang import Patience, advice
 from phased_cpt.launchers.processes import environment_of, hears, is_below, tell
-from phased_cpt.pulse import Pulse, pulses
+from phased_cpt.pulse import CLOSING, Pulse, pulses
 from phased_cpt.stopping import Stopping, Wish
 
 POLL_SECONDS = 0.05
@@ -56,13 +56,18 @@ class Supervision:
                 break
             if ended:  # a rank was stopped; they have agreed on it, and the others leave within moments
                 deadline = deadline or time.monotonic() + grace_seconds
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and not self._is_closing():
                     break
             self._look()
             time.sleep(POLL_SECONDS)
         # One that was killed drags the others along within a moment: it is the one to be told of.
         killed = (at for at, code in enumerate(codes) if was_killed(code))
         return next(killed, next((at for at, code in enumerate(codes) if code), None))
+
+    def _is_closing(self) -> bool:
+        """Whether a rank that still lives has only its logs left to send."""
+        signs = pulses(self._logs).values()
+        return any(sign.doing == CLOSING and self._is_ours(sign) for sign in signs)
 
     def stopped_by(self, code: int) -> str:
         """Who has asked, where processes were ended as they had not begun to train."""
@@ -78,8 +83,7 @@ class Supervision:
         wish = self._stop.wish()
         if wish == Wish.STOP:
             self._ask_to_stop(ranks)
-        elif wish == Wish.SAVE:
-            self._ask(ranks, signal.SIGUSR1)
+        elif wish == Wish.SAVE and self._ask(ranks, signal.SIGUSR1):  # else it is asked again: none has begun yet
             self._stop.saved()
         if message := self._patience.lost(signs):
             self._ask(ranks, signal.SIGUSR2)
@@ -108,10 +112,12 @@ class Supervision:
                 self._told.add(rank.pid)
 
     @staticmethod
-    def _ask(ranks: Sequence[Pulse], how: signal.Signals) -> None:
-        for rank in ranks:
-            if hears(rank.pid, how):
-                tell(rank.pid, how)
+    def _ask(ranks: Sequence[Pulse], how: signal.Signals) -> int:
+        """How many of them have heard it."""
+        hearing = [rank.pid for rank in ranks if hears(rank.pid, how)]
+        for pid in hearing:
+            tell(pid, how)
+        return len(hearing)
 
 
 def signal_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

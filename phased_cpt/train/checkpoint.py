@@ -7,7 +7,7 @@ checkpoint-40/   adapter_model.safetensors (or model.safetensors), its configs: 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,24 @@ class Counts:
 # Saved -------------------------------------------------------------------------------------------------------------
 
 
-def save(model: nn.Module, engine: Any, rank: Rank, folder: Path, standing: Standing, manifest: Manifest) -> None:
+def save(
+    model: nn.Module,
+    engine: Any,
+    rank: Rank,
+    folder: Path,
+    standing: Standing,
+    manifest: Manifest,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
     """Collective; tensor by tensor, so that no more than one of them is held besides what is there."""
     kinds = moments.kinds(engine)
     if rank.first:
         building(folder)
     meet(rank)
     beside = folder.with_name(f".{folder.name}.building")
-    digests = write_weights(model, beside, writes=rank.first)
+    digests = write_weights(model, beside, writes=rank.first, beat=beat)
     if kinds.whole:
-        digests |= _write_moments(model, engine, kinds.by_weight, beside / OPTIMIZER, rank.first)
+        digests |= _write_moments(model, engine, kinds.by_weight, beside / OPTIMIZER, rank.first, beat)
     else:
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.of_this_rank(engine)}
         save_file(own, beside / of_rank(rank.number))
@@ -74,17 +82,21 @@ def save(model: nn.Module, engine: Any, rank: Rank, folder: Path, standing: Stan
     meet(rank)
 
 
-def save_weights(model: nn.Module, rank: Rank, folder: Path, manifest: Manifest) -> None:
+def save_weights(
+    model: nn.Module, rank: Rank, folder: Path, manifest: Manifest, beat: Callable[[], None] = lambda: None
+) -> None:
     """The weights alone. Collective."""
     beside = building(folder) if rank.first else folder  # the others write nothing
-    digests = write_weights(model, beside, writes=rank.first)
+    digests = write_weights(model, beside, writes=rank.first, beat=beat)
     if rank.first:
         seal(folder, manifest, digests)
 
 
-def _write_moments(model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path, writes: bool) -> dict[str, str]:
+def _write_moments(
+    model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path, writes: bool, beat: Callable[[], None]
+) -> dict[str, str]:
     shapes = {f"{key}.{name}": (torch.float32, shape_of(weight)) for key in keys for name, weight in trained(model)}
-    file = TensorFile(path, shapes) if writes else None
+    file = TensorFile(path, shapes, beat) if writes else None
     for key in keys:
         for name, _, moment in moments.moments_of(engine, model, key):
             if file:

@@ -8,7 +8,12 @@ makes new ones of the rounded copy, as ZeRO-2 does, has others from the first st
 from collections.abc import Iterator, Sequence
 
 import torch
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state, safe_set_full_fp32_param
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 from torch import Tensor, distributed, nn
 
 Masters = dict[str, Tensor]
@@ -112,10 +117,22 @@ def put_back(model: nn.Module, masters: Masters) -> int:
             continue
         if is_its_own_master(weight):
             held.copy_(wanted)
+        elif _in_parts(weight):
+            safe_set_local_fp32_param(weight, part_of(weight, wanted.to(held.device)))
         else:
             safe_set_full_fp32_param(weight, wanted.to(held.device))
         changed += 1
     return changed
+
+
+def part_of(weight: nn.Parameter, whole: Tensor) -> Tensor:
+    """What this rank holds of a weight under ZeRO-3. The last part is filled up, so that all are equal; DeepSpeed's own
+    way to set a whole weight forgets that, and fails where the ranks do not divide it.
+    """
+    size, group = weight.ds_tensor.numel(), weight.ds_process_group  # type: ignore[attr-defined]
+    filled = whole.new_zeros(size * distributed.get_world_size(group))
+    filled[: whole.numel()] = whole.flatten()
+    return filled.narrow(0, size * distributed.get_rank(group), size)
 
 
 def bit_sums(model: nn.Module) -> dict[str, int]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_set_full_optimizer_state
+from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 from torch import Tensor, nn
 
-from phased_cpt.train.masters import is_its_own_master, trained, wholes
+from phased_cpt.train.masters import is_its_own_master, part_of, trained, wholes
 
 State = dict[str, Any]
 
@@ -95,6 +95,8 @@ def moments_of(engine: Any, model: nn.Module, key: str) -> Iterator[tuple[str, n
 def set_moment(engine: Any, weight: nn.Parameter, key: str, moment: Tensor) -> None:
     if is_its_own_master(weight):
         engine.optimizer.state[weight][key].copy_(moment)
+    elif _is_zero3(engine):
+        safe_set_local_optimizer_state(weight, part_of(weight, moment), key)
     else:
         safe_set_full_optimizer_state(weight, moment, key)
 

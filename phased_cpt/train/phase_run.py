@@ -46,14 +46,21 @@ class PhaseRun:
     """What a rank holds while it trains a phase."""
 
     def __init__(
-        self, job: Job, phase: PhasePlan, rank: Rank, listener: Listener, stop: Stopping, pulse: Beating
+        self,
+        job: Job,
+        phase: PhasePlan,
+        rank: Rank,
+        listener: Listener,
+        stop: Stopping,
+        pulse: Beating,
+        to_the_end: contextlib.ExitStack,
     ) -> None:
         self.job, self.phase, self.rank, self.listener = job, phase, rank, listener
-        self.stop, self.pulse, self.to_the_end = stop, pulse, contextlib.ExitStack()
+        self.stop, self.pulse, self.to_the_end = stop, pulse, to_the_end
         self.folder = job.run.root / phase.folder
         self.resume = Path(job.resume) if job.resume else None
         self.standing = checkpoint.standing_of(self.resume)
-        self.saves = Saves(self.folder / CHECKPOINTS, job, phase, rank, self.standing, self._tell)
+        self.saves = Saves(self.folder / CHECKPOINTS, job, phase, rank, self.standing, self._tell, pulse.beat)
         self.device = this_device()
         self.blocks = open_blocks(Path(job.train))
         self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
@@ -185,6 +192,7 @@ class PhaseRun:
 
     def _ready(self) -> None:
         """From here on there is something to lose: a stop waits for the end of a step, or for the publication."""
+        self.stop.require_on()  # somebody may have caught what it was raised as
         self.to_the_end.enter_context(self.stop.held())
         self.pulse.beat("training", self.standing.step)
 
@@ -300,7 +308,7 @@ class PhaseRun:
         slot, best = self.saves.best, self.standing.best
         folder = staged(self.folder, slot) if self.rank.first else self.folder / BUILDING
         if slot is None:
-            write_weights(self.model, folder, writes=self.rank.first)
+            write_weights(self.model, folder, writes=self.rank.first, beat=self.pulse.beat)
         names = saved_names(self.model, list(self.standing.first_bits))
         expected = {saved: self._shape(name) for name, saved in names.items()}
         first = {saved: self.standing.first_bits[name] for name, saved in names.items()}

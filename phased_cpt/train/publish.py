@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,12 @@ ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"
 
 
 def write_weights(
-    model: nn.Module, folder: Path, *, writes: bool, masters: Iterable[tuple[str, nn.Parameter, Tensor]] | None = None
+    model: nn.Module,
+    folder: Path,
+    *,
+    writes: bool,
+    masters: Iterable[tuple[str, nn.Parameter, Tensor]] | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """The trained weights as plain PEFT or transformers reads them, in fp32: nothing is rounded between phases.
 
@@ -42,7 +47,7 @@ def write_weights(
     if writes:
         _write_configs(model, folder)
         shapes = {names[name]: (torch.float32, shape_of(weight)) for name, weight in weights.items()}
-        file = TensorFile(path, shapes | {name: (each.dtype, each.shape) for name, each in others.items()})
+        file = TensorFile(path, shapes | {name: (each.dtype, each.shape) for name, each in others.items()}, beat)
     for name, _, master in masters_of(model) if masters is None else masters:
         if file:
             file.add(names[name], master)

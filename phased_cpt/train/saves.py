@@ -35,6 +35,7 @@ class Saves:
     rank: Rank
     standing: Standing
     tell: Callable[[str], None]
+    beat: Callable[[], None]
 
     @property
     def best(self) -> Path | None:
@@ -52,7 +53,7 @@ class Saves:
         folder = self.folder / f"{CHECKPOINT}-{step}"
         with self._a_full_disk_is_told():
             best = self.standing.best.step if self.standing.best and self.best else None
-            checkpoint.save(model, engine, self.rank, folder, self.standing, self._manifest(step, best))
+            checkpoint.save(model, engine, self.rank, folder, self.standing, self._manifest(step, best), self.beat)
             self._retain()
         if self.rank.first:
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
@@ -62,7 +63,7 @@ class Saves:
         """Of this step."""
         if (slot := self.best) and self.standing.best:
             with self._a_full_disk_is_told():
-                checkpoint.save_weights(model, self.rank, slot, self._manifest(self.standing.best.step))
+                checkpoint.save_weights(model, self.rank, slot, self._manifest(self.standing.best.step), self.beat)
                 self._retain()
 
     def _manifest(self, step: int, best: int | None = None) -> Manifest:
@@ -81,7 +82,9 @@ class Saves:
         settings = self.job.plan().config.checkpoint
         weights = sum(getattr(w, "ds_numel", w.numel()) for _, w in trained(model))
         several = min(settings.keep, (self.phase.steps - 1) // settings.every_steps) + 1
-        needed = weights * (several * checkpoint.BYTES_PER_WEIGHT + 2 * MASTER_BYTES)  # the best, and what is published
+        needed = weights * (
+            several * checkpoint.BYTES_PER_WEIGHT + (several + 2) * MASTER_BYTES
+        )  # each with a best, and published
         if self.rank.first:
             require_room(self.folder, needed, f"{several} checkpoints of {weights:,} weights, and what is published")
 

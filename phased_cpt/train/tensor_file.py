@@ -8,7 +8,7 @@ The library's own writer wants all of them in memory at once.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,8 @@ Shape = tuple[torch.dtype, Sequence[int]]
 class TensorFile:
     """Tensors come in the order in which they were announced."""
 
-    def __init__(self, path: Path, announced: Mapping[str, Shape]) -> None:
+    def __init__(self, path: Path, announced: Mapping[str, Shape], beat: Callable[[], None] = lambda: None) -> None:
+        self._beat = beat  # a sign of life for each: some take minutes
         self._left = list(announced.items())
         self._hash = hashlib.sha256()
         self._file = path.open("wb")
@@ -37,6 +38,7 @@ class TensorFile:
         announced, (dtype, shape) = self._left.pop(0)
         if (name, tensor.dtype, tuple(tensor.shape)) != (announced, dtype, tuple(shape)):
             raise ValueError(f"{announced} {dtype} {list(shape)} was announced, not {name} {list(tensor.shape)}")
+        self._beat()
         self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> str:

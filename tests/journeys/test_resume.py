@@ -1,15 +1,18 @@
 """Stopped and gone on with, a run ends in the same bits as one that was never stopped."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from phased_cpt.data.cache import sha256_of
 from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.ledger import read_record
 from phased_cpt.run_dir import RunDir
-from tests.journeys.conftest import Ran, Tiny
+from tests.journeys.conftest import Ran, Tiny, lines
 from tests.journeys.runs import all_of
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -151,4 +154,63 @@ def test_random_weights_that_have_changed_are_refused_and_made_again(tiny: Tiny,
         ran(config)
     shutil.rmtree("run/random_base")
     ran(config)
+    assert all_of(Path("run"))["weights"] == whole
+
+
+@pytest.mark.requirement("R-02")
+def test_ranks_that_do_not_divide_a_weight_go_on_to_the_bit(tiny: Tiny, ran: Ran) -> None:
+    """Under ZeRO-3 the last of three ranks holds less of a weight than the others, and DeepSpeed's own setter fails."""
+    config = tiny(training={"deepspeed": "zero3.json", "global_batch_size": 6}, model={"precision": "bf16"})
+    config["lora"]["dropout"] = 0.1
+    config["phases"] = config["phases"][:1]
+    ran(config, ranks=3)
+    whole = all_of(Path("run"))
+    shutil.rmtree("run")
+    assert to_the_end(ran, config, 2, ranks=3) == 1
+    assert all_of(Path("run")) == whole
+
+
+def test_a_stop_while_checkpoints_are_looked_at_damages_none(
+    tiny: Tiny, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones take seconds to hash, right after the start, which is when people think better of it."""
+    config = tiny(checkpoint={"every_steps": 1, "keep": 1})
+    config["phases"] = config["phases"][:1]
+    with pytest.raises(Interrupted):
+        ran(config, steps_today=2)
+
+    def stopped(path: Path) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return sha256_of(path)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("phased_cpt.sealed.sha256_of", stopped)
+        ran(config)
+    assert [path.name for path in Path("run/phase1_foundation/checkpoints").glob("checkpoint*")] == ["checkpoint-2"]
+    with pytest.raises(Interrupted):
+        ran(config, steps_today=1)
+    assert [line["step"] for line in lines(Path("run/phase1_foundation/logs/train.jsonl"))] == [1, 2, 3]
+
+
+def test_what_was_set_aside_or_copied_elsewhere_can_be_gone_on_from(tiny: Tiny, ran: Ran) -> None:
+    """With the best weights that it stands on, which are others by then."""
+    config = tiny(checkpoint={"every_steps": 1, "keep": 9}, evaluation={"every_steps": 1})
+    config["phases"] = [config["phases"][0] | {"max_steps": 6}]
+    ran(config)
+    whole = all_of(Path("run"))["weights"]
+    shutil.rmtree("run")
+    checkpoints = Path("run/phase1_foundation/checkpoints")
+    with pytest.raises(Interrupted):
+        ran(config, steps_today=4)
+    shutil.copytree(checkpoints, "elsewhere")
+    with pytest.raises(Interrupted):
+        ran(config, resume="1", steps_today=1)
+    for place in (checkpoints / "checkpoint-4.aside", Path("elsewhere/checkpoint-3")):
+        with pytest.raises(Interrupted):
+            ran(config, resume=str(place), steps_today=1)
+    (checkpoints / "checkpoint-4/adapter_config.json").unlink()
+    (checkpoints / "checkpoint-4/adapter_config.json").symlink_to("nowhere")
+    ran(config)
+    attempt = read_record(RunDir(Path("run"))).attempts[-1]  # type: ignore[union-attr]
+    assert attempt.resumed == {"foundation": 3}, "a file that cannot be read is damage, and the one before is used"
     assert all_of(Path("run"))["weights"] == whole

@@ -182,7 +182,9 @@ def _phase(spec: Spec, at: int, folder: Path, rank: Rank) -> dict[str, Any]:
     with swept(), _changed(spec, lambda path: blocks[path.name]):
         phase = job.phase_plan()
         worker._make_base(job, phase, rank)
-        run = Bench(job, phase, rank, notes, Stopping(), Beating(folder / "pulses", rank.number))
+        run = Bench(
+            job, phase, rank, notes, Stopping(), Beating(folder / "pulses", rank.number), contextlib.ExitStack()
+        )
         run.spec, run.seen = spec, []
         if spec.get("unevaluated"):
             run.sets = {}
