@@ -30,7 +30,10 @@ class LaunchedJobs:
     launcher: str
     ranks: int
     hang_seconds: float
-    starts_again: bool = True
+
+    @property
+    def starts_again(self) -> bool:
+        return True
 
     @classmethod
     def of(cls, plan: Plan) -> "LaunchedJobs":
