@@ -31,6 +31,7 @@ from phased_cpt.train.engine import Rank, join, meet, quiet
 from phased_cpt.worker import train_phase
 
 GONE = (DistNetworkError, DistStoreError, ConnectionError)  # what a store without its keeper answers
+FAILED, STOPPED = "failed alone", "stopped alone"  # how many of the others
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0  # until every rank has heard that it may leave
 TELLING_SECONDS = 1.0  # for rank 0, which has a message and an exit code
@@ -62,10 +63,10 @@ class Ranks:
         except PhasedCptError:
             raise
         except Exception as error:
-            if code := self._store.add("failed alone", 0):
-                if code == Interrupted.exit_code:
-                    raise Interrupted("another rank was stopped; the same command goes on") from error
+            if self._store.add(FAILED, 0):
                 raise PhasedCptError("another rank has failed; what it says stands above") from error
+            if self._store.add(STOPPED, 0):
+                raise Interrupted("another rank was stopped; the same command goes on") from error
             raise
 
     def follow(self) -> int:
@@ -103,7 +104,7 @@ class Ranks:
             if not isinstance(error, PhasedCptError):
                 raise
         with contextlib.suppress(*GONE):
-            self._store.add("failed alone", getattr(error, "exit_code", 1))
+            self._store.add(STOPPED if isinstance(error, Interrupted) else FAILED, 1)
         if isinstance(error, PhasedCptError):
             sys.stderr.write(scrubbed(f"rank {self.number}: {error}\n"))
             return error.exit_code
