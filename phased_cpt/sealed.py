@@ -91,10 +91,10 @@ def remove(folder: Path) -> None:
 
 def retain(checkpoints: Path, keep: int, best: int | None) -> None:
     """The newest so many checkpoints stay, and every best slot that one of them, or the course now, stands on."""
-    kept, old = _split(of_kind(checkpoints, CHECKPOINT), keep)
-    for folder in old:
+    folders = [folder for _, folder in of_kind(checkpoints, CHECKPOINT)]
+    for folder in folders[keep:]:
         remove(folder)
-    needed = {best, *map(_stands_on, kept)}
+    needed = {best, *map(_stands_on, folders[:keep])}
     for step, folder in of_kind(checkpoints, BEST):
         if step not in needed:
             remove(folder)
@@ -105,11 +105,6 @@ def _stands_on(folder: Path) -> int | None:
         return _manifest(folder).best
     except PhasedCptError:
         return None  # damaged since, which ends no training: whoever goes on takes another
-
-
-def _split(found: list[tuple[int, Path]], keep: int) -> tuple[list[Path], list[Path]]:
-    folders = [folder for _, folder in found]
-    return folders[:keep], folders[keep:]
 
 
 # Found -------------------------------------------------------------------------------------------------------------
@@ -185,7 +180,9 @@ def set_aside(folder: Path, why: str) -> Path:
     best = _stands_on(folder) if folder.name.startswith(CHECKPOINT) else None
     slot = folder.parent / f"{BEST}-{best}"
     if best is not None and slot.is_dir():
-        shutil.copytree(slot, aside.with_name(f"{aside.name}.{BEST}"), copy_function=copied)
+        beside = aside.with_name(f"{aside.name}.{BEST}")
+        shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed here
+        shutil.copytree(slot, beside, copy_function=copied)
     os.rename(folder, aside)
     sync_folder(folder.parent)
     return aside
