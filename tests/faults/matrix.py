@@ -83,6 +83,7 @@ class Matrix:
     """What the reports say, fault by fault."""
 
     path: Path
+    made_of: str  # read at the beginning: that is what runs
     proofs: dict[str, list[Proof]] = field(default_factory=lambda: {fault: [] for fault in FAULTS})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -111,7 +112,7 @@ class Matrix:
         yield "Written by `make test-faults` itself: do not edit. The faults are those of the plan; what they must end in"
         yield "is criterion E of `tests/faults/criterion.py`: the bytes, figures and files of a run that was never"
         yield "disturbed, with no tolerance.\n"
-        yield f"{_when_and_where()}\n"
+        yield f"{self.made_of}\n"
         yield "| | fault | how it is injected | cases | what came of it | seconds |"
         yield "|---|---|---|---|---|---|"
         yield from (self._row(fault, proofs) for fault, proofs in self.proofs.items())
@@ -158,7 +159,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--fault-matrix"):
-        config.pluginmanager.register(Matrix(path.resolve()))
+        config.pluginmanager.register(Matrix(path.resolve(), _when_and_where()))
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that -m does not want are left out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.run_dir import RunDir
 from phased_cpt.sealed import CHECKPOINT, fault_of, of_kind
 from tests.faults.conftest import Reference, Runs, Told
@@ -149,3 +149,14 @@ def in_a_child(runs: Runs, at: int) -> str | None:
             os._exit(0)
     os.waitpid(child, 0)
     return said.read_text() if WORD.exists() else None
+
+
+@pytest.mark.fault("F15", "a run folder on a file system that is mounted read-only", "refused before the data is prepared; made writable: runs")  # fmt: skip
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_made(disk: Path, runs: Runs) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    config = runs.with_(run={"dir": str(disk / "run"), "cache_dir": "cache_of_its_own"})
+    with pytest.raises(InputError, match=rf"^{disk}/run: {disk} cannot be written to; name another folder"):
+        runs.run(config=config, folder=str(disk / "run"))
+    assert not Path("cache_of_its_own").exists()
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    runs.run(config=config, folder=str(disk / "run"), last="one")

@@ -54,8 +54,11 @@ class Called:
         words = [self.job.words(f"{rank}.pid", does) for rank, does in enumerate(ranks)]
         launch = self.job.words("launch.pid", LAUNCHER.format(ranks=words, waits=waits), "deepspeed.launcher.launch")
         runner = self.job.words("runner.pid", RUNNER.format(launcher=launch))[2]
-        self._program("deepspeed", f"#!{sys.executable}\n{runner}")
-        self._program("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        # Not behind a #!: there the path of Python may not have a blank in it.
+        (self.here / "real").mkdir(exist_ok=True)
+        (self.here / "real/deepspeed").write_text(runner)
+        self._program("deepspeed", f"#!/bin/sh\nexec '{sys.executable}' '{self.here}/real/deepspeed' \"$@\"\n")
+        self._program("python", f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
         environment = {"PATH": f"{SHIM.parent}:{self.here}/bin:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}
         called = [shutil.which(shell) or shell, str(SHIM), "--num_gpus=2", "-m", module, "-c", "run.yaml"]
         self.process = subprocess.Popen(called, env=environment, cwd=self.here, start_new_session=True)
