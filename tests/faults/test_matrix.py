@@ -20,7 +20,7 @@ def report(fault: str, outcome: str, words: str = "", seconds: float = 2.0) -> p
 
 
 def test_every_row_says_what_came_of_it(tmp_path: Path) -> None:
-    matrix = Matrix(tmp_path / "matrix.md")
+    matrix = Matrix(tmp_path / "matrix.md", "of today")
     for each in (report("F3", "passed", "12 points"), report("F3", "passed"), report("F4", "failed"), report("F14", "skipped")):  # fmt: skip
         matrix.pytest_runtest_logreport(each)
     matrix.pytest_sessionfinish(1)

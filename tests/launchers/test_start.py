@@ -14,7 +14,7 @@ import pytest
 
 from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.launchers import Command, start
-from phased_cpt.stopping import Stopping
+from phased_cpt.stopping import Asked, Stopping
 from tests.launchers.programs import (
     ENDS_WELL,
     FAILS,
@@ -192,7 +192,7 @@ def test_a_stop_ends_ranks_that_have_not_begun(job: Jobs, tmp_path: Path) -> Non
 def test_the_ears_are_open_again_after_a_job(job: Jobs) -> None:
     stop = Stopping()
     start.launched(job(ENDS_WELL), job.logs, stop, math.inf)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Asked):
         stop.hear(signal.SIGTERM, None)
 
 
