@@ -167,6 +167,7 @@ def _ears(stopping: Stopping) -> Iterator[None]:
             before[number] = signal.signal(number, stopping.hear)
         yield
     finally:
+        stopping._raised = True  # an exception in the midst of this would leave half of the handlers behind
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -177,13 +178,13 @@ def _ears(stopping: Stopping) -> Iterator[None]:
 
 
 _ALL = (*STOPS, signal.SIGUSR1)
-_before_the_fork: set[signal.Signals] = set()
+_before_the_fork: set[int | signal.Signals] = set()
 
 
 def _before_a_fork() -> None:
     """A child that is signalled before it has its own ears would write into the pipe of its parent."""
     global _before_the_fork
-    _before_the_fork = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)  # type: ignore[assignment]
+    _before_the_fork = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
 
 
 def _after_a_fork() -> None:

@@ -1,6 +1,7 @@
 """The verbs, as a shell sees them: what is typed, what comes back, and with which exit code."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -265,3 +266,14 @@ def test_a_bad_configuration_ends_a_real_process_with_2_and_no_traceback(write: 
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith("run.yaml:1: not valid YAML")
     assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_failure_keeps_its_exit_code_where_nobody_reads_any_more() -> None:
+    """`phased-cpt run … 2>&1 | tee log`: a Ctrl-C ends the tee as well."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    called = subprocess.run(
+        [sys.executable, "-m", "phased_cpt", "run", "-c", "nope.yaml"], stdout=writes, stderr=writes
+    )
+    os.close(writes)
+    assert called.returncode == 2

@@ -56,7 +56,7 @@ def save(
     manifest: Manifest,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Collective; tensor by tensor, so that no more than one of them is held besides what is there."""
+    """Collective; a few tensors at a time, so that no more than those are held besides what is there."""
     kinds = moments.kinds(engine)
     if rank.first:
         building(folder)

@@ -1,7 +1,7 @@
 """What the optimizer remembers, out of DeepSpeed's partitions and back into them.
 
-by weight   exp_avg and the like, one number for each weight: gathered tensor by tensor, and put back on any number of
-            ranks under any ZeRO stage
+by weight   exp_avg and the like, one number for each weight: gathered a few tensors at a time, and put back on any
+            number of ranks under any ZeRO stage
 by rank     states of another shape (of 8-bit optimizers, quantised over a rank's whole part): as they are, and only
             for the same partition again
 """
@@ -73,7 +73,7 @@ def kinds(engine: Any) -> Kinds:
     whole = True
     for flat, state in states(engine):
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.numel() == 1 < flat.numel():
+            if not isinstance(value, Tensor) or value.dim() == 0 < flat.dim():
                 numbers[key] = float(value)
             elif value.shape == flat.shape and value.is_floating_point():
                 by_weight[key] = None

@@ -4,6 +4,7 @@ checkpoints/   checkpoint-100   checkpoint-50   best-75     every checkpoint.eve
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Saves:
         started, step = time.monotonic(), self.standing.step
         folder = self.folder / f"{CHECKPOINT}-{step}"
         with self._a_full_disk_is_told():
+            self._sync_the_record()
             best = self.standing.best.step if self.standing.best and self.best else None
             checkpoint.save(model, engine, self.rank, folder, self.standing, self._manifest(step, best), self.beat)
             self._retain()
@@ -70,6 +72,12 @@ class Saves:
         stage = self.job.deepspeed["zero_optimization"]["stage"]
         made_by = {"ranks": self.rank.of, "zero_stage": stage, "attempt": self.job.attempt}
         return Manifest(step, self.phase.name, self.job.fingerprint, best, made_by)
+
+    def _sync_the_record(self) -> None:
+        """The lines up to this step, before the step counts: after a power cut nobody would write them again."""
+        for path in (self.folder.parent / "logs").glob("*.jsonl") if self.rank.first else ():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _retain(self) -> None:
         if self.rank.first:

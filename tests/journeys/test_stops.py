@@ -16,6 +16,7 @@ import pytest
 from phased_cpt.errors import Interrupted
 from phased_cpt.pulse import pulses
 from phased_cpt.sealed import CHECKPOINT, fault_of, of_kind
+from phased_cpt.stopping import LEAVING_SECONDS
 from tests.conftest import REPOSITORY
 from tests.journeys.conftest import Ran, Tiny, lines
 from tests.journeys.runs import all_of
@@ -115,6 +116,28 @@ def test_asked_for_a_checkpoint_it_makes_one_and_goes_on(
     assert [step for step, _ in of_kind(CHECKPOINTS, CHECKPOINT)] == [2]
     found = all_of(Path("run"))
     assert found["weights"] == expected["weights"] and found["steps"] == expected["steps"]
+
+
+def with_a_slow_sink(arguments: list[str]) -> None:
+    """In the ranks: one is asked to stop, and the logs of the first take longer to close than a stop otherwise may."""
+    from phased_cpt.tracking.jsonl import Jsonl
+
+    close = Jsonl.close
+
+    def slowly(self: Jsonl) -> None:
+        time.sleep(LEAVING_SECONDS + 1.5)
+        close(self)
+        Path("closed").touch()
+
+    Jsonl.close = slowly  # type: ignore[method-assign]
+    signalled("training", 2, 0, [signal.SIGTERM], "worker", arguments)
+
+
+def test_a_stop_waits_for_logs_that_close_slowly(tiny: Tiny, ran: Ran, zygote: Zygote) -> None:
+    """W&B may have to send what it has."""
+    with pytest.raises(Interrupted, match="with a checkpoint"):
+        ran(short(tiny), door=ForkedJobs(zygote, 2, f"{HERE}:with_a_slow_sink"))
+    assert Path("closed").exists()
 
 
 # As it is typed ---------------------------------------------------------------------------------------------------------
