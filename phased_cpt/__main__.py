@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from phased_cpt.ranks import Ranks
+    from phased_cpt.wanted import ChatWanted, EvaluateWanted
 
 STOPPED = 130  # what shells say of a program that Ctrl-C has ended
 
@@ -16,7 +17,7 @@ def main() -> NoReturn:
     try:
         from phased_cpt.cli import main as run
 
-        run(in_ranks=_in_ranks)
+        run(rooms=Rooms())
     except KeyboardInterrupt:
         pass
     except SystemExit as stop:
@@ -28,15 +29,28 @@ def main() -> NoReturn:
     os._exit(code)  # the libraries of training take three seconds to leave
 
 
-def _in_ranks() -> "Ranks":
-    """Torch and all: for processes that train themselves."""
-    from phased_cpt.launchers import before_the_imports, shared
+class Rooms:
+    """Torch and all: what the command line must not import, brought in when a verb asks for it."""
 
-    before_the_imports()
-    os.environ |= shared(int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
-    from phased_cpt.ranks import in_ranks
+    def ranks(self) -> "Ranks":
+        """This process as a rank that trains."""
+        from phased_cpt.launchers import before_the_imports, shared
 
-    return in_ranks()
+        before_the_imports()
+        os.environ |= shared(int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
+        from phased_cpt.ranks import in_ranks
+
+        return in_ranks()
+
+    def evaluate(self, wanted: "EvaluateWanted") -> int:
+        from phased_cpt.evaluate import main
+
+        return main(wanted)
+
+    def chat(self, wanted: "ChatWanted") -> int:
+        from phased_cpt.chat import main
+
+        return main(wanted)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""The verbs of a run: plan, run, status."""
+
+import contextlib
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, is_rank, run_of, tell, the_plan
+from phased_cpt.config import Loaded
+from phased_cpt.errors import InputError
+from phased_cpt.ledger import choose_run_dir, holder_of, next_archive, read_record, reconcile
+from phased_cpt.plan import Plan, Wanted, make_plan
+from phased_cpt.stopping import heard
+from phased_cpt.tables import (
+    outcome_line,
+    plan_facts,
+    plan_table,
+    prepared_table,
+    smoke_line,
+    status_facts,
+    status_table,
+    summary_facts,
+    summary_table,
+)
+
+if TYPE_CHECKING:
+    from phased_cpt.data.prepared import PreparedRun
+    from phased_cpt.doors import Door
+
+
+@app.command()
+def plan(config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False) -> None:
+    """Show what a run would do: every phase, and where each value came from."""
+    planned = the_plan(config, set_, run_dir)
+    tell(plan_facts(planned) if as_json else plan_table(planned))
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    run_dir: RunFolder = None,
+    new: Annotated[bool, typer.Option("--new", help="Start another run, whatever there is.")] = False,
+    redo_from: Annotated[str | None, typer.Option(metavar="PHASE", help="Train from this phase on again.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Begin at this phase.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="PHASE", help="Stop after this phase.")] = None,
+    phase: Annotated[str | None, typer.Option(metavar="PHASE", help="Train this phase alone.")] = None,
+    steps_today: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take N optimizer steps at most now, then save and stop.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", min=0.001, max=525_600, help="Save and stop after M minutes.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="Go on from this checkpoint (a step, or a folder), or from none."),
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="local, deepspeed, torchrun or inline (launch.launcher).")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Try it: two steps of every phase, in a folder that is then removed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the curriculum, or go on with it (the default verb)."""
+    chosen_launcher = [f"launch.launcher={launcher}"] if launcher else []
+    if phase and (from_ or until):
+        raise InputError("--phase stands for --from and --until; give it alone, or those two")
+    if dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            planned = _on_ranks(the_plan(config, [*(set_ or []), *chosen_launcher], run_dir))
+            _print_dry_run(planned, new, redo_from, as_json)
+        return
+    with contextlib.ExitStack() as leaving:
+        ranks = _ranks(context, leaving) if is_rank() else None
+        planned = the_plan(config, [*(set_ or []), *chosen_launcher], run_dir)
+        if planned.config.launch.launcher == "inline" and ranks is None:
+            ranks = _ranks(context, leaving)
+        wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke)
+        _run(planned, ranks, wanted, new, as_json)
+
+
+def _ranks(context: typer.Context, leaving: contextlib.ExitStack) -> "Door":
+    """This process as a rank. Those behind the first do as it says, and leave with it."""
+    ranks = context.obj.ranks()
+    if ranks.number > 0:
+        raise typer.Exit(ranks.follow())
+    door: Door = leaving.enter_context(ranks)
+    return door
+
+
+def _on_ranks(planned: Plan) -> Plan:
+    """The plan for the processes that would train it, whatever launch.num_gpus says."""
+    alone = 1 if planned.config.launch.launcher == "inline" else None
+    ranks = int(os.environ["WORLD_SIZE"]) if is_rank() else alone
+    return make_plan(Loaded(planned.config, planned.places), ranks)
+
+
+def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+    with heard():  # a stop while the rest is imported, too
+        _conducted(planned, ranks, wanted, new, as_json)
+
+
+def _conducted(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+    # numpy and tokenizers take a third of a second, which the verbs without data do not wait for.
+    from phased_cpt.conductor import conduct, smoke_run_dir
+    from phased_cpt.doors import LaunchedJobs
+    from phased_cpt.progress import Bar
+
+    chosen = smoke_run_dir(planned) if wanted.smoke else choose_run_dir(planned, new=new)
+    door = ranks or LaunchedJobs.of(planned)
+
+    def look(prepared: "PreparedRun", counted: Plan) -> None:
+        if not as_json:
+            tell(plan_table(counted))
+            tell(prepared_table(prepared))
+
+    try:
+        outcome = conduct(planned, chosen, door, wanted, Bar(), look)
+    except BaseException:
+        if wanted.smoke and chosen.root.exists():
+            sys.stderr.write(f"what the smoke run has left is in {chosen.root}\n")
+        raise
+    facts = outcome.run_dir, outcome.plan, outcome.trained
+    if as_json:
+        run = status_facts(chosen, read_record(chosen), None) | {"published": summary_facts(*facts)}
+        tell({"plan": plan_facts(outcome.plan), "run": run})
+    else:
+        tell(summary_table(*facts, places=not wanted.smoke))
+        tell(smoke_line(outcome.trained) if wanted.smoke else outcome_line(*facts, outcome.finished))
+    if wanted.smoke:
+        shutil.rmtree(chosen.root)
+
+
+def _print_dry_run(planned: Plan, new: bool, redo_from: str | None, as_json: bool) -> None:
+    chosen = choose_run_dir(planned, new=new)
+    record = read_record(chosen)
+    if record is None and redo_from:
+        raise InputError("--redo-from: no run has begun yet that could be redone; leave it out")
+    would_be = record and reconcile(record, planned, redo_from, next_archive(chosen))
+    facts = chosen, would_be, holder_of(chosen)
+    if as_json:
+        tell({"plan": plan_facts(planned), "run": status_facts(*facts)})
+    else:
+        tell(plan_table(planned))
+        tell(status_table(*facts))
+
+
+@app.command()
+def status(
+    config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False
+) -> None:
+    """Show how far a run has come; of the newest run, if none is named."""
+    chosen = run_of(config, set_, run_dir)
+    if not chosen.root.is_dir():
+        if config and not run_dir:
+            raise InputError(f"no run of {config} has begun yet; `phased-cpt run` with the same options begins one")
+        raise InputError(f"{chosen.root}: no such run folder; name another, or its configuration with -c")
+    facts = chosen, read_record(chosen), holder_of(chosen)
+    tell(status_facts(*facts) if as_json else status_table(*facts))
