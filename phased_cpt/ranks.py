@@ -26,8 +26,9 @@ from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.job import Job
 from phased_cpt.launchers import free_port, gpus_here, shared, threads_of_a_rank
 from phased_cpt.launchers.parents import die_with_the_parent
+from phased_cpt.model.quiet import quiet
 from phased_cpt.stopping import Asked, Stopping, heard
-from phased_cpt.train.engine import Rank, join, meet, quiet
+from phased_cpt.train.engine import Rank, join, meet
 from phased_cpt.worker import train_phase
 
 GONE = (DistNetworkError, DistStoreError, ConnectionError)  # what a store without its keeper answers

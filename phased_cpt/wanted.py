@@ -25,6 +25,9 @@ class ChatWanted:
     as_json: bool = False
     seed: int | None = None
     compare: tuple[str, ...] = ()
+    temperature: float | None = None  # None: 0 for a file of prompts, which is answered the same each time
+    max_tokens: int | None = None
+    plain: bool = False  # prompts are continued as they stand, though there is a chat template
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from phased_cpt.launchers.hang import Watchdog
 from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.ledger import rank_lock
 from phased_cpt.model.base import make_random_base
+from phased_cpt.model.quiet import quiet
 from phased_cpt.plan import PhasePlan
 from phased_cpt.pulse import CLOSING, Beating
 from phased_cpt.run_dir import disk_failed, publish_file
 from phased_cpt.stopping import heard
 from phased_cpt.tracking import Stretch, WandbSettings, open_sinks
-from phased_cpt.train.engine import Rank, join, meet, quiet, swept
+from phased_cpt.train.engine import Rank, join, meet, swept
 from phased_cpt.train.phase_run import PhaseRun
 from phased_cpt.train.watch import Listener, Nobody
 

@@ -71,10 +71,18 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of what is drawn: the same seed, the same words.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="N", help="0 for the likeliest tokens, as --prompts has it; 0.7 in a talk.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Of an answer, at most; 512 if absent.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue prompts as they stand, without a template.")] = False,
     four_bits: FourBits = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to what a run has made, beside the base that it began with."""
     models = ModelsWanted(the_run(config, set_, run_dir, base, adapter, model), base, adapter, model, four_bits, device)
-    raise typer.Exit(context.obj.chat(ChatWanted(models, prompts, as_json, seed, tuple(compare or ()))))
+    wanted = ChatWanted(
+        models, prompts, as_json, seed, tuple(dict.fromkeys(compare or ())), temperature, max_tokens, plain
+    )
+    raise typer.Exit(context.obj.chat(wanted))

@@ -10,15 +10,11 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from phased_cpt.bases import find_base
-from phased_cpt.config import from_record
-from phased_cpt.data.prepare import cache_folder
-from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.ledger import PhaseRecord, RunRecord, read_record
+from phased_cpt.errors import InputError
+from phased_cpt.ledger import RunRecord, Weights
 from phased_cpt.model.base import load_base
-from phased_cpt.plan import Plan, make_plan
+from phased_cpt.model.lineup import base_folder, read_run
 from phased_cpt.published import require_published
-from phased_cpt.run_dir import RunDir
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 
@@ -28,16 +24,12 @@ def load_published(run_dir: Path | str, phase: str | None = None, base: str | No
 
     `base`: where the base is now, if it is no longer where the run found it. `options` go to from_pretrained.
     """
-    run = RunDir(Path(run_dir).expanduser().resolve())
-    record = read_record(run)
-    if record is None:
-        raise InputError(f"{run.root}: no run has begun here")
-    weights = _phase(record, phase, run).published
-    assert weights is not None
-    require_published(run.root, weights)
-    plan = make_plan(from_record(_with_base(record.config, base), str(run.ledger)))
+    root = Path(run_dir).expanduser().resolve()
+    record, plan = read_run(root, base)
+    weights = _published(record, phase, root)
+    require_published(root, weights)
     model: PreTrainedModel | PeftModel = load_base(
-        run.root / weights.folder if weights.folder else _base(plan, run, weights.base),
+        root / weights.folder if weights.folder else base_folder(plan, root, weights.base),
         precision=plan.config.model.precision,
         attention=plan.config.model.attention,
         max_tokens=plan.phases[0].settings.data.max_tokens,
@@ -47,29 +39,14 @@ def load_published(run_dir: Path | str, phase: str | None = None, base: str | No
         **options,
     )
     model.config.use_cache = True  # as is wanted where text is made, and no documents stand side by side
-    folder = run.root / (weights.adapters[-1].folder if weights.adapters else weights.folder)
+    folder = root / (weights.adapters[-1].folder if weights.adapters else weights.folder)
     for adapter in weights.adapters:
-        model = PeftModel.from_pretrained(model, str(run.root / adapter.folder))
+        model = PeftModel.from_pretrained(model, str(root / adapter.folder))
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def _phase(record: RunRecord, name: str | None, run: RunDir) -> PhaseRecord:
-    done = {phase.name: phase for phase in record.phases if phase.published is not None}
-    if not done:
-        raise InputError(f"{run.root}: no phase has published anything yet")
+def _published(record: RunRecord, name: str | None, root: Path) -> Weights:
+    done = {phase.name: phase.published for phase in record.phases if phase.published is not None}
     if name is not None and name not in done:
-        raise InputError(f"{run.root}: {name} has published nothing; {', '.join(done)} has")
+        raise InputError(f"{root}: {name} has published nothing; {', '.join(done)} has")
     return done[name or list(done)[-1]]
-
-
-def _with_base(config: dict[str, Any], base: str | None) -> dict[str, Any]:
-    model = {key: value for key, value in config.get("model", {}).items() if base is None or key != "from_config"}
-    return config | {"model": model | ({"name": base} if base else {})}
-
-
-def _base(plan: Plan, run: RunDir, digest: str) -> Path:
-    """The base that the run began with, by its bytes."""
-    found = find_base(plan, run.root, cache_folder(plan))
-    if found.digest != digest:
-        raise PhasedCptError(f"{found.folder}: this is not the base of the run; name the one that is")
-    return Path(found.folder)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.model.tensor_file import TensorFile
 from phased_cpt.sealed import Manifest, building, seal
 from phased_cpt.train import moments
 from phased_cpt.train.engine import Rank, meet
 from phased_cpt.train.masters import masters_of, shape_of, trained
 from phased_cpt.train.publish import write_weights
 from phased_cpt.train.standing import Standing
-from phased_cpt.train.tensor_file import TensorFile
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 COUNTS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")  # of DeepSpeed's engine

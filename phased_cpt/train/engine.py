@@ -1,12 +1,10 @@
-"""One process as a rank: how it joins the others, keeps quiet, and leaves nothing behind for the next phase."""
+"""One process as a rank: how it joins the others, and leaves nothing behind for the next phase."""
 
 import contextlib
 import gc
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +12,6 @@ from pathlib import Path
 
 import deepspeed
 import torch
-import transformers
 from accelerate.state import AcceleratorState
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
@@ -100,16 +97,6 @@ def take_stale_locks(kernels: Path) -> None:
                 lock.unlink()
             else:
                 sys.stderr.write(f"{lock} is {age:.0f} s old: if nothing is being compiled any more, delete it\n")
-
-
-def quiet() -> None:
-    """What the libraries say of themselves does not help anybody; errors still come through."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch|peft|transformers|deepspeed|accelerate")
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("DeepSpeed", "deepspeed", "accelerate", "torch.distributed", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def device_memory(device: torch.device) -> str:

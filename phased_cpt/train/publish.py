@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.model.adapter import base_of
+from phased_cpt.model.tensor_file import TensorFile
 from phased_cpt.published import FOLDERS, MARKER, Source
 from phased_cpt.run_dir import copied, publish_file, sync_folder
 from phased_cpt.sealed import MANIFEST
 from phased_cpt.train.masters import bit_sum, masters_of, shape_of, trained
-from phased_cpt.train.tensor_file import TensorFile
 
 BUILDING = ".published.building"
 ADAPTER_FILE, MODEL_FILE = "adapter_model.safetensors", "model.safetensors"

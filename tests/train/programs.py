@@ -30,13 +30,14 @@ from phased_cpt.evals.heldout import held_out_losses
 from phased_cpt.job import Job, Start
 from phased_cpt.model.adapter import adapt
 from phased_cpt.model.base import load_base
+from phased_cpt.model.quiet import quiet
 from phased_cpt.plan import make_plan
 from phased_cpt.pulse import Beating
 from phased_cpt.schedule import Prepared
 from phased_cpt.stopping import Stopping
 from phased_cpt.train import phase_run
 from phased_cpt.train.checks import Learning, leak
-from phased_cpt.train.engine import Rank, join, quiet, swept
+from phased_cpt.train.engine import Rank, join, swept
 from phased_cpt.train.masters import before_the_engine, masters_of, trained
 from phased_cpt.train.trainer import PhaseTrainer
 from tests.train.shapes import SHAPE, TOKENS, WORDS, rows_with

@@ -29,17 +29,27 @@ class TensorFile:
         self._beat = beat  # a sign of life for each: some take minutes
         self._left = list(announced.items())
         self._hash = hashlib.sha256()
-        self._file = path.open("wb")
+        self._file, self._at = path.open("wb", buffering=0), 0
         head = json.dumps({"__metadata__": {"format": "pt"}, **_placed(announced)}).encode()
         head += b" " * (-len(head) % ALIGNMENT)
         self._write(len(head).to_bytes(8, "little") + head)
 
     def add(self, name: str, tensor: Tensor) -> None:
+        self.expect(name, (tensor.dtype, tensor.shape))
+        self.write(tensor)
+
+    def expect(self, name: str, found: Shape) -> None:
+        """What is written next, whole or in parts."""
         announced, (dtype, shape) = self._left.pop(0)
-        if (name, tensor.dtype, tuple(tensor.shape)) != (announced, dtype, tuple(shape)):
-            raise ValueError(f"{announced} {dtype} {list(shape)} was announced, not {name} {list(tensor.shape)}")
+        if (name, found[0], tuple(found[1])) != (announced, dtype, tuple(shape)):
+            raise ValueError(f"{announced} {dtype} {list(shape)} was announced, not {name} {list(found[1])}")
+
+    def write(self, part: Tensor) -> int:
+        """Where in the file it begins."""
         self._beat()
-        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        at = self._at
+        self._write(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return at
 
     def close(self) -> str:
         """The sha256 of it all."""
@@ -49,15 +59,22 @@ class TensorFile:
         return self._hash.hexdigest()
 
     def _write(self, content: bytes | memoryview) -> None:
-        self._file.write(content)
         self._hash.update(content)
+        self._at += len(content)
+        while content:  # write(2) takes 2 GiB at most
+            content = content[self._file.write(content) :]
+
+
+def size_of(shape: Shape) -> int:
+    """In bytes."""
+    return math.prod(shape[1]) * shape[0].itemsize
 
 
 def _placed(announced: Mapping[str, Shape]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     at = 0
     for name, (dtype, shape) in announced.items():
-        end = at + math.prod(shape) * dtype.itemsize
+        end = at + size_of((dtype, shape))
         found[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         at = end
     return found

@@ -1,0 +1,105 @@
+"""The held-out documents of every phase, as training measured them: the same rows, the same mean over tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from phased_cpt.data.blocks import Blocks
+from phased_cpt.data.prepare import prepare
+from phased_cpt.data.prepared import PreparedPhase, PreparedRun
+from phased_cpt.data.watch import Watcher
+from phased_cpt.errors import InputError
+from phased_cpt.evals import held_out_losses
+from phased_cpt.evaluate.course import Course
+from phased_cpt.evaluate.losses import row_losses
+from phased_cpt.ledger import RunRecord
+from phased_cpt.model.lineup import read_run
+from phased_cpt.wanted import ModelsWanted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Blocks as tensors."""
+
+    blocks: Blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, row: int, /) -> dict[str, Tensor]:
+        block = self.blocks[row]
+        return {
+            "input_ids": torch.from_numpy(block["input_ids"]),
+            "position_ids": torch.from_numpy(block["position_ids"]),
+            "labels": torch.from_numpy(block["labels"]),
+        }
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """What a phase holds out."""
+
+    rows: Rows
+    batch_rows: int
+
+
+def held_out_sets(wanted: ModelsWanted, watcher: Watcher) -> dict[str, HeldOutSet]:
+    """Of every phase of a run, by its name; an InputError says why there is none."""
+    if wanted.run_dir is None:
+        raise InputError("held-out documents are those of a run, and no run is named")
+    root = wanted.run_dir.expanduser().resolve()
+    record, plan = read_run(root, wanted.base)
+    prepared = prepare(plan, watcher)
+    _require_same_data(record, prepared)
+    sets = {
+        phase.plan.name: HeldOutSet(Rows(phase.eval.index.blocks), phase.plan.settings.evaluation.micro_batch_size)
+        for phase in prepared.phases
+        if phase.eval
+    }
+    if not sets:
+        raise InputError(f"{root}: this run holds nothing out (data.eval_share is 0, and no phase has eval_sources)")
+    return sets
+
+
+def _require_same_data(record: RunRecord, prepared: PreparedRun) -> None:
+    """What was trained on and what was held out is what it was when the phases were trained."""
+    begun = {phase.name: phase.fingerprint.parts for phase in record.phases if phase.fingerprint}
+    for phase in prepared.phases:
+        parts = begun.get(phase.plan.name, {})
+        if parts.get("tokenizer", prepared.tokenizer.digest) != prepared.tokenizer.digest:
+            name = prepared.tokenizer.name
+            raise InputError(f"model.tokenizer: {name} is not what {phase.plan.name} was trained with; put it back")
+        for key, digest in phase.source_digests.items():
+            if parts.get(key, digest) != digest:
+                what = f"its documents are not those that {phase.plan.name} was trained with"
+                raise InputError(f"phases.{phase.plan.name}.{key}: {_path(phase, key)}: {what}; put them back")
+
+
+def _path(phase: PreparedPhase, key: str) -> str:
+    """Which source a key such as eval_sources.0 means."""
+    field, _, at = key.partition(".")
+    return str(getattr(phase.plan.phase, field)[int(at)].path)
+
+
+def measured(
+    model: PreTrainedModel, sets: Mapping[str, HeldOutSet], device: torch.device, course: Course
+) -> dict[str, dict[str, Any]]:
+    """What a model loses on every set."""
+    facts = {}
+    for name, each in sets.items():
+
+        def losses(batch: dict[str, Tensor], name: str = name) -> Tensor:
+            found = row_losses(model, batch)
+            course.advance(f"held-out rows of {name}", len(found))
+            return found
+
+        sets_of_one = {name: each.rows}
+        found = held_out_losses(model, losses, sets_of_one, batch_rows=each.batch_rows, rank=0, ranks=1, device=device)[
+            name
+        ]
+        facts[name] = {"eval_loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+    return facts

@@ -1,0 +1,186 @@
+"""The verb on a run: its figures are those of training, and what cannot be measured is told."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import Write
+from tests.evaluate.conftest import SOURCES, Evaluate, models, trained
+from tests.journeys.conftest import zygote  # noqa: F401 - a fixture
+from tests.zygote import Zygote
+
+pytestmark = pytest.mark.requirement("E-04")
+
+FOLDERS = {"foundation": "phase1_foundation", "evolution": "phase2_evolution"}
+QUESTIONS = """\
+    {"prompt": "What is a row called?", "answer": ["a block", "block"]}
+    {"prompt": "What ends a document?", "answer": "EOS"}
+"""
+
+
+def final(run: Path, phase: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / FOLDERS[phase] / "eval_final.json").read_text())
+    return found
+
+
+def figures(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in ("eval_loss", "perplexity", "tokens")}
+
+
+@pytest.fixture
+def merged(run: Path, tmp_path: Path) -> Path:
+    """The run with the merged model that it has at its end."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    base = AutoModelForCausalLM.from_pretrained(run / "random_base")
+    adapter = run / "phase2_evolution/best_adapter"
+    PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(copy / "merged_model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(adapter / name, copy / "merged_model")
+    return copy
+
+
+def test_every_model_is_measured_on_what_every_phase_holds_out(merged: Path, evaluate: Evaluate) -> None:
+    """Were other rows measured, or an adapter on that is not meant, no figure would be that of training."""
+    found = {name: facts["held_out"] for name, facts in models(evaluate("--run-dir", merged, "--json")).items()}
+    assert list(found) == ["base", "foundation", "evolution", "merged"]
+    assert all(list(facts) == list(SOURCES) for facts in found.values())
+    for phase in SOURCES:
+        assert found[phase][phase] == pytest.approx(figures(final(merged, phase)), rel=1e-5)
+    assert found["base"]["foundation"] == pytest.approx(figures(final(merged, "foundation")["start"]), rel=1e-5)
+    assert found["foundation"]["evolution"] == pytest.approx(figures(final(merged, "evolution")["start"]), rel=1e-5)
+    assert found["merged"] == {name: pytest.approx(facts, rel=1e-4) for name, facts in found["evolution"].items()}
+    losses = [facts["eval_loss"] for name in ("base", *SOURCES) for facts in found[name].values()]
+    assert all(abs(one - other) > 1e-3 for at, one in enumerate(losses) for other in losses[:at]), "all differ"
+    assert found["base"]["foundation"]["perplexity"] == pytest.approx(
+        math.exp(found["base"]["foundation"]["eval_loss"])
+    )
+
+
+def test_the_table_has_a_line_a_model_and_a_column_a_measure(run: Path, evaluate: Evaluate, write: Write) -> None:
+    answer = evaluate("--run-dir", run, "--questions", write(QUESTIONS, "q.jsonl"))
+    lines = [line.split() for line in answer.out.splitlines() if line]
+    assert lines[0][:4] == ["perplexity", "of", "held-out", "documents"]
+    assert lines[1] == ["model", "foundation", "evolution"]
+    assert [line[0] for line in lines[2:5]] == ["base", "foundation", "evolution"]
+    assert lines[3][1] == f"{final(run, 'foundation')['perplexity']:,.1f}"
+    assert lines[5] == ["answers", "to", "2", "questions"]
+    assert lines[6] == ["model", "exact", "match", "token", "accuracy", "ROUGE-L"]
+    assert [line[0] for line in lines[7:]] == ["base", "foundation", "evolution"]
+
+
+def test_questions_are_asked_and_every_answer_is_kept(run: Path, evaluate: Evaluate, write: Write) -> None:
+    """What a model is known to say is right, and what it does not say is wrong."""
+    wanted = ("--run-dir", run, "--only", "evolution", "--json")
+    long = {"prompt": "What is a row called?", "answer": "tokens " * 60}  # half of the context is left for it
+    first = models(evaluate(*wanted, "--questions", write(json.dumps(long), "q.jsonl")))["evolution"]["questions"]
+    said = first["answers"][0]["said"]
+    assert len(said) > 100 and first["exact_match"] == 0 and first["rouge_l"] < 1
+    known = [long | {"answer": ["not this", f"  {said}"]}, {"prompt": "?", "answer": "§"}]
+    answer = evaluate(*wanted, "--questions", write("\n".join(map(json.dumps, known)), "known.jsonl"))
+    second = models(answer)["evolution"]["questions"]
+    assert [each["exact_match"] for each in second["answers"]] == [1, 0]
+    assert [each["question"] for each in second["answers"]] == ["known.jsonl:1", "known.jsonl:2"]
+    assert second["answers"][0]["rouge_l"] == 1
+    assert (second["exact_match"], second["questions"]) == (0.5, 2)
+    assert second["token_accuracy"] == sum(each["token_accuracy"] for each in second["answers"]) / 2
+    assert [each["answers"] for each in json.loads(answer.out)["questions"]] == [known[0]["answer"], ["§"]]
+    limited = models(evaluate(*wanted, "--limit", 1, "--questions", "known.jsonl"))["evolution"]["questions"]
+    assert limited["answers"] == second["answers"][:1]
+
+
+def test_an_adapter_and_a_model_from_anywhere_are_asked(run: Path, evaluate: Evaluate, write: Write) -> None:
+    write(QUESTIONS, "q.jsonl")
+    asked = ("--questions", "q.jsonl", "--json")
+    of_run = models(evaluate("--run-dir", run, *asked))
+    adapter = evaluate("--adapter", run / "phase2_evolution/best_adapter", "--base", run / "random_base", *asked)
+    assert "held-out perplexity is not measured: held-out documents are those of a run" in adapter.err
+    found = models(adapter)
+    assert found["base"] == {"questions": of_run["base"]["questions"]}
+    assert found["adapter"] == {"questions": of_run["evolution"]["questions"]} != found["base"]
+    assert json.loads(adapter.out)["skipped"]["held_out"].startswith("held-out documents are those of a run")
+    shutil.copytree(run / "random_base", "whole")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(run / "tokenizer" / name, "whole")
+    assert models(evaluate("--model", "whole", *asked)) == {"whole": found["base"]}
+    assert evaluate("--model", "whole").code == 2, "nothing is left to measure"
+
+
+def test_only_some_are_measured(run: Path, evaluate: Evaluate) -> None:
+    assert list(models(evaluate("--run-dir", run, "--only", "evolution", "--only", "base", "--json"))) == [
+        "base",
+        "evolution",
+    ]
+    answer = evaluate("--run-dir", run, "--only", "evolutoin")
+    assert (answer.code, answer.out) == (2, "")
+    assert "--only evolutoin: there is base, foundation, evolution; did you mean evolution?" in answer.err
+
+
+def test_data_that_has_changed_or_is_gone_is_named(
+    zygote: Zygote,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+    evaluate: Evaluate,
+    write: Write,
+) -> None:
+    """A perplexity of other documents beside that of training would look like learning."""
+    folder = tmp_path_factory.mktemp("changing")
+    run, source = trained(zygote, folder), folder / SOURCES["evolution"]
+    before = source.read_bytes()
+    source.write_bytes(before + b'{"training_content": "one more"}\n')
+    answer = evaluate("--run-dir", run)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"phases.evolution.sources.0: {source}: its documents are not those" in answer.err
+    source.rename(folder / "elsewhere.jsonl")
+    answer = evaluate("--run-dir", run)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"phases.evolution.sources: {source}: no such file" in answer.err and "--questions FILE" in answer.err
+    answer = evaluate("--run-dir", run, "--questions", write(QUESTIONS, "q.jsonl"), "--json")
+    assert [list(facts) for facts in models(answer).values()] == [["questions"]] * 3
+    assert str(source) in json.loads(answer.out)["skipped"]["held_out"]
+    source.write_bytes(before)
+    assert models(evaluate("--run-dir", run, "--json"))["base"]["held_out"], "and put back, it is measured"
+
+
+def test_a_run_without_held_out_data_says_so(
+    zygote: Zygote,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+    evaluate: Evaluate,
+    write: Write,
+) -> None:
+    run = trained(zygote, tmp_path_factory.mktemp("none"), eval_share=0)
+    answer = evaluate("--run-dir", run)
+    assert answer.code == 2 and "this run holds nothing out (data.eval_share is 0" in answer.err
+    answer = evaluate("--run-dir", run, "--questions", write(QUESTIONS, "q.jsonl"))
+    assert answer.code == 0
+    assert "held-out perplexity is not measured" in answer.out and "answers to 2 questions" in answer.out
+
+
+def test_a_broken_model_is_no_number_and_valid_json(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    """NaN is not JSON, and exp of a loss of a thousand is no number."""
+    from phased_cpt.tables.evaluation import evaluation_table, valid
+    from phased_cpt.tables.words import shown
+
+    facts = valid(
+        {
+            "models": {
+                "base": {"held_out": {"a": {"eval_loss": math.nan, "perplexity": math.nan, "tokens": 3}}},
+                "tuned": {"held_out": {"a": {"eval_loss": 1000.0, "perplexity": None, "tokens": 3}}},
+                "wild": {"held_out": {"a": {"eval_loss": 20.0, "perplexity": math.exp(20), "tokens": 3}}},
+            },
+            "skipped": {},
+            "deep": [{"x": (math.inf, 1)}],
+        }
+    )
+    assert facts["models"]["base"]["held_out"]["a"] == {"eval_loss": None, "perplexity": None, "tokens": 3}
+    assert facts["deep"] == [{"x": [None, 1]}]
+    lines = [line.split(maxsplit=1) for line in shown(evaluation_table(facts)).splitlines()]
+    assert [(name, rest.strip()) for name, rest in lines[2:5]] == [
+        ("base", "no number"),
+        ("tuned", "beyond numbers"),
+        ("wild", "4.85165e+08"),
+    ]
