@@ -78,19 +78,31 @@ def find_base(plan: Plan, run_root: Path, cache: Path, *, afresh: bool = False) 
     if model.from_config is not None:
         shape = _shape(model.from_config)
         _require_as_made(run_root / RANDOM, memory)
-        return Base(str(run_root / RANDOM), digest_of(["random", shape, plan.config.run.seed]), shape)
+        return Base(str(run_root / RANDOM), random_digest(shape, plan.config.run.seed), shape)
     assert model.name is not None
-    folder, commit = _found(model.name, model.revision, "model.name")
+    folder, commit = find_weights(model.name, model.revision, "model.name")
     _require_model(folder, model.name)
     if commit and afresh:
         _require_blobs(folder, model.name)
     digest = _hub_digest(folder, commit) if commit else weights_digest(folder, memory)
     if model.adapter is None:
         return Base(str(folder), digest, commit=commit)
-    adapter, _ = _found(model.adapter, None, "model.adapter")
+    adapter, _ = find_weights(model.adapter, None, "model.adapter")
     _require_adapter(adapter, plan)
     remembered = None if afresh else cache / "adapters.json"
     return Base(str(folder), digest, None, commit, str(adapter), weights_digest(adapter, remembered))
+
+
+def random_digest(shape: dict[str, Any], seed: int) -> str:
+    """Of weights that are not made yet, and always come out the same."""
+    return digest_of(["random", shape, seed])
+
+
+def digests_of(folder: Path) -> set[str]:
+    """What a folder of weights may be known by."""
+    marker = folder / MARKER
+    made = json.loads(marker.read_bytes()) if marker.exists() else {}
+    return {weights_digest(folder), *filter(None, [made.get("base")])}
 
 
 def _require_as_made(folder: Path, memory: Path | None) -> None:
@@ -115,7 +127,7 @@ def _shape(given: dict[str, Any] | str) -> dict[str, Any]:
     return shape
 
 
-def _found(name: str, revision: str | None, key: str) -> tuple[Path, str | None]:
+def find_weights(name: str, revision: str | None, key: str) -> tuple[Path, str | None]:
     """A folder, or a snapshot of the hub and its commit."""
     hub_id = is_hub_id(name)  # which knows whether there is such a home folder
     folder = Path(name).expanduser()

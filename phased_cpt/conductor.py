@@ -40,6 +40,7 @@ from phased_cpt.ledger import (
     run_lock,
 )
 from phased_cpt.ledger.fingerprint import fingerprint_of
+from phased_cpt.merging import job_of_run, merge
 from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
 from phased_cpt.published import MARKER, published_weights, read_source, require_published
 from phased_cpt.run_dir import CHECKPOINTS, RunDir, copied, publish_file
@@ -109,6 +110,8 @@ def _conduct(
             start = ledger.published_by(phase)
         if ledger.is_finished:
             _keep_final(run)
+            if plan.config.merge.enabled and not wanted.smoke:
+                _merge_last(run)
     return Outcome(run_dir, plan, tuple(trained), ledger.is_finished)
 
 
@@ -247,7 +250,7 @@ class Run:
         shape = None if weights.folder else self.base.shape
         adapter = weights.adapters[-1].folder if weights.adapters else None
         place = self.base.adapter if adapter == "" else adapter and str(self.root / adapter)
-        return Start(base=base, shape=shape, adapter=place, digest=weights.digest)
+        return Start(base, shape, place, weights.digest, weights.base)
 
 
 # What is wanted -------------------------------------------------------------------------------------------------------
@@ -356,6 +359,16 @@ def _keep_final(run: Run) -> None:
     publish_file(beside / "training_info.json", (json.dumps(info, indent=2) + "\n").encode())
     shutil.rmtree(final, ignore_errors=True)  # of a run that had fewer phases
     os.replace(beside, final)
+
+
+def _merge_last(run: Run) -> None:
+    """The plain model, once all phases are done: there already, or made now."""
+    run.stop.require_on()
+    last = run.ledger.record.phases[-1]
+    job = job_of_run(run.plan, run.root, run.base, last)
+    merged = merge(job)
+    if merged.now:
+        run.tell(f"merged: {merged.folder}")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -25,6 +25,7 @@ class Start:
     shape: dict[str, Any] | None  # of the random weights
     adapter: str | None
     digest: str  # of it all
+    base_digest: str
 
 
 @dataclass(frozen=True)

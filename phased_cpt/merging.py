@@ -8,13 +8,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phased_cpt.errors import Diverged, InputError, Interrupted, PhasedCptError
+from phased_cpt.bases import Base, digests_of, find_base, find_weights
+from phased_cpt.config import from_record
+from phased_cpt.data.prepare import cache_folder
+from phased_cpt.errors import InputError, Interrupted, LedgerRefuses, PhasedCptError
 from phased_cpt.launchers import CONDUCTOR
+from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
 from phased_cpt.ledger.fingerprint import digest_of
+from phased_cpt.plan import Plan
+from phased_cpt.published import read_source, require_published, source_of, weights_digest
+from phased_cpt.run_dir import RunDir
+from phased_cpt.stopping import heard
 
 MARKER = "merge.json"
 FORMAT = 1
@@ -79,6 +88,105 @@ class Merged:
     folder: Path
     facts: dict[str, Any]
     now: bool
+
+
+def merge_published(plan: Plan, run_dir: RunDir, phase: str | None = None, output: Path | None = None) -> Merged:
+    """What a phase of a run has published, or the last of them, merged now."""
+    with heard(), run_lock(run_dir):
+        record = read_record(run_dir)
+        done = [each for each in record.phases if each.published is not None] if record else []
+        if not done:
+            raise InputError(f"{run_dir.root}: no phase has published anything yet; run it first")
+        names = [each.name for each in done]
+        if phase is not None and phase not in names:
+            raise InputError(f"--phase {phase}: has published nothing; {', '.join(names)} has")
+        chosen = done[names.index(phase)] if phase else done[-1]
+        if output is None and chosen.name != plan.phases[-1].name:
+            what = f"{chosen.name} is not the last phase, and merged it is not the model of the run"
+            raise InputError(f"{what}; say where it should go with --out")
+        root = run_dir.root.resolve()
+        base = find_base(plan, root, cache_folder(plan))
+        assert chosen.published is not None
+        if not chosen.published.folder and base.digest != chosen.published.base:
+            raise LedgerRefuses(
+                f"{base.folder}: this is not the base that the run was trained on; name that with --base"
+            )
+        require_published(root, chosen.published)
+        return merge(job_of_run(plan, root, base, chosen, output))
+
+
+def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: Path | None = None) -> MergeJob:
+    """What the phase has published, on the base that it began with."""
+    weights, wanted, model = phase.published, plan.config.merge, plan.config.model
+    assert weights is not None
+    found = read_source(root / phase.folder)
+    kept = FourBitBase(model.precision, model.bnb_4bit_quant_storage) if model.use_4bit and weights.adapters else None
+    return MergeJob(
+        base=str(root / weights.folder) if weights.folder else base.folder,
+        base_digest=weights.base,
+        adapters=tuple(Layer(_place(root, base, each), each.digest, each.scale) for each in weights.adapters),
+        output=str(output or root / Path(wanted.output_dir).expanduser()),
+        dtype=model.precision if wanted.dtype == "auto" else wanted.dtype,
+        max_shard_size=wanted.max_shard_size,
+        four_bits=kept,
+        base_kind=wanted.base,
+        tokenizer=str(found[0]) if found else str(root / "tokenizer"),
+        held_out=_held_out(root / phase.folder, phase.name),
+        trust_remote_code=model.trust_remote_code,
+        lineage=_lineage(plan, root, base, phase),
+    )
+
+
+def _place(root: Path, base: Base, adapter: Adapter) -> str:
+    return str(root / adapter.folder) if adapter.folder else str(base.adapter)
+
+
+def _held_out(folder: Path, phase: str) -> str | None:
+    """The block index that the phase was measured on, if it is still there."""
+    try:
+        index = json.loads((folder / "job.json").read_bytes())["evaluated"].get(phase)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return str(index) if index and Path(index).is_dir() else None
+
+
+def _lineage(plan: Plan, root: Path, base: Base, last: PhaseRecord) -> dict[str, Any]:
+    """The phases up to this one, for the card."""
+    phases = []
+    for phase in plan.phases:
+        if found := read_source(root / phase.folder):
+            phases.append(asdict(found[1]) | {"description": phase.phase.description})
+        if phase.name == last.name:
+            break
+    name = plan.config.model.name or f"random weights ({(base.shape or {}).get('model_type')})"
+    return {"run": plan.name, "base": name, "commit": base.commit, "phases": phases}
+
+
+def merge_folders(base: str, adapters: Sequence[Path], output: Path, overrides: Sequence[str]) -> Merged:
+    """A base and adapters from anywhere; an adapter of ours knows what it was trained on, and refuses another base."""
+    wanted = from_record({"model": {"name": base}}, "--base", overrides).config.merge
+    with heard():
+        folder, _commit = find_weights(base, None, "--base")
+        known, first = digests_of(folder), source_of(adapters[0])
+        if first is not None and first.base and first.base not in known:
+            what = f"this adapter was trained on another base than {folder} (digest {first.base[:12]}…)"
+            raise InputError(f"{adapters[0]}: {what}; name that one with --base")
+        kept = FourBitBase("bf16" if wanted.dtype == "auto" else wanted.dtype, "auto")
+        of_tokenizer = (each for each in (*adapters[::-1], folder) if (each / "tokenizer_config.json").exists())
+        return merge(
+            MergeJob(
+                base=str(folder),
+                base_digest=min(known),
+                adapters=tuple(Layer(str(each.resolve()), weights_digest(each)) for each in adapters),
+                output=str(output.absolute()),
+                dtype=wanted.dtype,
+                max_shard_size=wanted.max_shard_size,
+                four_bits=kept if wanted.base == "dequantized" else None,
+                base_kind=wanted.base,
+                tokenizer=str(next(of_tokenizer, folder).resolve()),
+                lineage={"base": base},
+            )
+        )
 
 
 def merge(job: MergeJob, *, force: bool = False) -> Merged:
@@ -149,7 +257,10 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in RANK_NAMES and not name.startswith(("DS_", "DEEPSPEED_", "OMP_"))
     }
-    return left | {"TOKENIZERS_PARALLELISM": "false", CONDUCTOR: str(os.getpid())}
+    large_pages = {
+        "THP_MEM_ALLOC_ENABLE": "1"
+    }  # of torch: a new tensor costs a page fault for 2 MiB, and not for 4 KiB
+    return left | large_pages | {"TOKENIZERS_PARALLELISM": "false", CONDUCTOR: str(os.getpid())}
 
 
 def _judge(code: int, said: bytes) -> None:
@@ -160,7 +271,7 @@ def _judge(code: int, said: bytes) -> None:
     if code == 0 and word.get("done"):
         return
     if "message" in word:
-        errors: dict[int, type[PhasedCptError]] = {2: InputError, 5: Diverged, 75: Interrupted}
+        errors: dict[int, type[PhasedCptError]] = {2: InputError, 75: Interrupted}
         raise errors.get(word["exit_code"], PhasedCptError)(word["message"])
     if code == -signal.SIGKILL:
         raise PhasedCptError("the merge was killed (out of memory, it may be); the same command goes on with it")

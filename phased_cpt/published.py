@@ -35,6 +35,7 @@ class Source:
     why: str
     tokens: int
     seconds: float
+    base: str = ""  # digest of the base that an adapter is on
     start: dict[str, Any] = field(default_factory=dict)  # the held-out figures before step 0, if there are any
     end: dict[str, Any] = field(default_factory=dict)  # and those of what is published
 
@@ -67,15 +68,18 @@ def _meaning(folder: Path) -> dict[str, Any]:
 
 def read_source(phase_folder: Path) -> tuple[Path, Source] | None:
     """What a phase has published, if it has."""
-    for name in FOLDERS.values():
-        try:
-            values = json.loads((phase_folder / name / MARKER).read_bytes())
-            return phase_folder / name, Source(**values)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError):
-            raise PhasedCptError(f"{phase_folder / name / MARKER}: damaged; train the phase again") from None
-    return None
+    folders = (phase_folder / name for name in FOLDERS.values())
+    return next(((folder, source) for folder in folders if (source := source_of(folder))), None)
+
+
+def source_of(folder: Path) -> Source | None:
+    """What published weights say of themselves; None of a folder that says nothing."""
+    try:
+        return Source(**json.loads((folder / MARKER).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError):
+        raise PhasedCptError(f"{folder / MARKER}: damaged; train the phase again") from None
 
 
 def published_weights(root: Path, phase_folder: str, fingerprint: str, start: Weights) -> Weights | None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from phased_cpt.chat.answer import Answer, Stop, answer, stopped_by_ctrl_c
-from phased_cpt.chat.prompt import Mode, Prompt, Turn, prompt_for
+from phased_cpt.chat.prompt import Mode, Turn, prompt_for
 from phased_cpt.chat.screen import Screen
 from phased_cpt.chat.settings import LIMITS, Settings, changed, told
 from phased_cpt.config.allowed import nearest
 from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.model.lineup import BASE, Lineup
+from phased_cpt.model.lineup import Lineup
 
 BARE_QUITS = ("quit", "exit", "q")
 HINT = "Ctrl-C once more, Ctrl-D or /quit leaves; Ctrl-C during an answer stops the answer"
@@ -32,9 +32,10 @@ class Conversation:
         self.lineup, self.screen = lineup, screen
         self.settings = self.defaults = settings
         self.mode: Mode = mode
-        self.compared = compare if len(compare) > 1 else (lineup.names[0], *(compare or (lineup.tuned,)))
+        self.compared = two_at_least(compare, lineup)
         self.answering = compare or (lineup.tuned,)
         self.turns: list[Turn] = []
+        self._noted: set[str] = set()  # of the prompt that is being answered
 
     def line(self, text: str) -> None:
         """One line that was typed: a command, or a prompt for whoever answers."""
@@ -61,11 +62,12 @@ class Conversation:
         """The answers of these models; `again`: to the last prompt, in place of or beside what was said to it."""
         earlier = self.turns[:-1] if again else self.turns
         turn = self.turns[-1] if again else Turn(prompt)
+        self._noted = set()
         with stopped_by_ctrl_c() as stop:
-            found = self._streamed(prompt, names[0], earlier, stop) if len(names) == 1 else {}
-            if len(names) > 1:
+            if len(names) == 1:
+                found = self._streamed(prompt, names[0], earlier, stop)
+            else:
                 found = self._beside(prompt, names, earlier, stop)
-                self.screen.side_by_side(found)
         turn.answers |= {name: each.text for name, each in found.items()}
         self.turns = [*earlier, turn]
 
@@ -80,6 +82,7 @@ class Conversation:
             for name in names:
                 if not stop.asked:
                     found[name] = self._answer(prompt, name, earlier, stop, _counted(show, name))
+        self.screen.side_by_side(found)
         return found
 
     @contextlib.contextmanager
@@ -95,12 +98,10 @@ class Conversation:
         with self.lineup.as_(name) as model:
             tokenizer = self.lineup.tokenizer
             ready = prompt_for(model, tokenizer, self.mode, earlier, prompt, name, self.settings.max_tokens)
-            self._note_once(ready)
+            for note in sorted({*ready.notes} - self._noted):
+                self.screen.note(f"[{note}]")
+            self._noted |= {*ready.notes}  # models that are compared read the same
             return answer(model, tokenizer, ready, self.settings, say=say, stop=stop)
-
-    def _note_once(self, ready: Prompt) -> None:
-        for note in ready.notes:
-            self.screen.note(f"[{note}]")
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -112,10 +113,11 @@ class Conversation:
         names = tuple(dict.fromkeys(rest.split()))
         prompt = rest if rest and not self._are_names(names) else ""
         if names and not prompt:
-            self.compared = names if len(names) > 1 else tuple(dict.fromkeys((BASE, *names, self.lineup.tuned)))[:2]
-        if not prompt and not self.turns:
-            raise InputError(f"compared: {', '.join(self.compared)}; type a prompt, or /compare PROMPT")
-        self._ask(prompt or self.turns[-1].prompt, self.compared, again=not prompt)
+            self.compared = two_at_least(names, self.lineup)
+        if prompt or self.turns:
+            self._ask(prompt or self.turns[-1].prompt, self.compared, again=not prompt)
+        else:
+            self.screen.note(f"{' and '.join(self.compared)} are compared: type a prompt, or /compare PROMPT")
 
     def _are_names(self, words: tuple[str, ...]) -> bool:
         """Whether these are names of models; with one of them misspelt beside others, it is told."""
@@ -169,6 +171,11 @@ class Conversation:
         raise Leave
 
 
+def two_at_least(names: tuple[str, ...], lineup: Lineup) -> tuple[str, ...]:
+    """One name stands beside the base; the base, or no name, beside what was tuned."""
+    return names if len(names) > 1 else tuple(dict.fromkeys((lineup.names[0], *names, lineup.tuned)))[:2]
+
+
 def require_model(name: str, lineup: Lineup) -> None:
     if name not in lineup.names:
         raise InputError(f"there is no model {name}{nearest(name, lineup.names)}; there is {', '.join(lineup.names)}")
@@ -206,6 +213,10 @@ def talk(conversation: Conversation, lines: Iterator[str]) -> None:
                 conversation.line(line)
             except PhasedCptError as error:
                 conversation.screen.wrong(str(error))
+            except KeyboardInterrupt:  # the second one, which did not wait for the next token
+                if not sys.stdin.isatty():
+                    raise
+                conversation.screen.note("\n[stopped]")
 
 
 def typed(screen: Screen) -> Iterator[str]:

@@ -27,7 +27,7 @@ class Turn:
 
     def answer_of(self, name: str) -> str:
         """A model's own words; those of another where it was not asked."""
-        return self.answers.get(name) or next(iter(self.answers.values()), "")
+        return self.answers.get(name, next(iter(self.answers.values()), ""))
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ def _settings(wanted: ChatWanted) -> Settings:
 
 
 def _screen(*, apart: bool) -> Screen:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark, and goes on
+            stream.reconfigure(errors="replace")  # a letter that cannot be read or shown is a question mark
     out = Console(highlight=False, markup=False, emoji=False)
     return Screen(out, Console(stderr=True, highlight=False, markup=False, emoji=False) if apart else out)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from phased_cpt.cli.models import merged_run, tell_merged
 from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, is_rank, run_of, tell, the_plan
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError
@@ -68,12 +69,18 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
     ] = False,
+    merge_only: Annotated[
+        bool, typer.Option("--merge-only", help="Train nothing: merge what the last phase has published.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the curriculum, or go on with it (the default verb)."""
     chosen_launcher = [f"launch.launcher={launcher}"] if launcher else []
     if phase and (from_ or until):
         raise InputError("--phase stands for --from and --until; give it alone, or those two")
+    if merge_only:
+        tell_merged(merged_run(config, set_ or [], run_dir), as_json)
+        return
     if dry_run:
         if os.environ.get("RANK", "0") == "0":
             planned = _on_ranks(the_plan(config, [*(set_ or []), *chosen_launcher], run_dir))

@@ -1,12 +1,16 @@
-"""The verbs of what comes out of a run: evaluate, chat. They load torch, so __main__ brings them in."""
+"""The verbs of what comes out of a run: merge, evaluate, chat. The last two load torch, so __main__ brings them in."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, the_run
+from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, run_of, tell, the_plan, the_run
+from phased_cpt.errors import InputError
 from phased_cpt.wanted import ChatWanted, EvaluateWanted, ModelsWanted
+
+if TYPE_CHECKING:
+    from phased_cpt.merging import Merged
 
 Base = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Base model, folder or hub id; of a run: where its base is now.")
@@ -19,6 +23,75 @@ FourBits = Annotated[
     bool | None, typer.Option("--4bit/--16bit", help="How the base is loaded; as the run was trained if absent.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="cuda, cuda:1, cpu; the first GPU if absent.")]
+
+
+@app.command()
+def merge(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    run_dir: RunFolder = None,
+    phase: Annotated[
+        str | None, typer.Option(metavar="PHASE", help="What this phase has published; the last one if absent.")
+    ] = None,
+    base: Base = None,
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", metavar="DIR", help="Any LoRA adapter of --base; repeated: each on those before."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; merge.output_dir of a run.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="TYPE", help="bf16, fp16 or fp32; auto (merge.dtype).")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file: 2GB, 500MB … (merge.max_shard_size).")
+    ] = None,
+    merge_base: Annotated[
+        str | None, typer.Option(metavar="KIND", help="After QLoRA: bf16, dequantized, or auto (merge.base).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one plain model of base and adapters, on the CPU, a tensor at a time; checked before it counts."""
+    values = {"merge.dtype": dtype, "merge.max_shard_size": max_shard_size, "merge.base": merge_base}
+    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in values.items() if value is not None)]
+    if adapters:
+        made = _merged_folders(base, adapters, out, overrides, config or run_dir or phase)
+    else:
+        made = merged_run(config, overrides, run_dir, phase, base, out)
+    tell_merged(made, as_json)
+
+
+def merged_run(
+    config: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    phase: str | None = None,
+    base: str | None = None,
+    out: Path | None = None,
+) -> "Merged":
+    """Of a run: of the folder that is named, or that the configuration finds, or the newest."""
+    from phased_cpt.merging import merge_published
+
+    chosen = run_of(config, [], run_dir)
+    here = [f"model.name={base}", "model.from_config=null"] if base else []
+    plan = the_plan(None, [*overrides, *here], chosen.root)
+    return merge_published(plan, chosen, phase, out)
+
+
+def _merged_folders(
+    base: str | None, adapters: list[Path], out: Path | None, overrides: list[str], others: object
+) -> "Merged":
+    from phased_cpt.merging import merge_folders
+
+    if others:
+        raise InputError("--adapter names an adapter of its own; leave -c, --run-dir and --phase out")
+    if base is None or out is None:
+        raise InputError("--adapter needs the base that it is for, and where to: --base MODEL --adapter DIR --out DIR")
+    return merge_folders(base, [each.expanduser() for each in adapters], out.expanduser(), overrides)
+
+
+def tell_merged(made: "Merged", as_json: bool) -> None:
+    if as_json:
+        tell({"folder": str(made.folder), "merged_now": made.now, **made.facts})
+    else:
+        tell(f"{'merged' if made.now else 'nothing to do: merged already'}: {made.folder}\n")
 
 
 @app.command()

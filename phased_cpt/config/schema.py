@@ -225,6 +225,10 @@ class Merge(Section):
     output_dir: Place = bookkeeping("merged_model", "Where to; relative to the run folder.")
     max_shard_size: Size = bookkeeping(2_000_000_000, "Largest file of the merged model.")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = bookkeeping("auto", "Its number format; auto is model.precision.")
+    base: Literal["auto", "bf16", "dequantized"] = bookkeeping(
+        "auto",
+        "After QLoRA: merge into the 16-bit base, or into what 4 bits left of it; auto measures both.",
+    )
 
 
 class Launch(Section):

@@ -23,7 +23,7 @@ from phased_cpt.evaluate.course import Course
 from phased_cpt.evaluate.held_out import HeldOutSet, held_out_sets, measured
 from phased_cpt.evaluate.questions import Question, read_questions
 from phased_cpt.evaluate.tasks import Harness
-from phased_cpt.model.lineup import Lineup, line_up
+from phased_cpt.model.lineup import Lineup, line_up, read_run
 from phased_cpt.tables.evaluation import evaluation_table, valid
 from phased_cpt.tables.words import shown
 from phased_cpt.wanted import EvaluateWanted
@@ -68,8 +68,12 @@ def evaluated(wanted: EvaluateWanted) -> dict[str, Any]:
 
 def _held_out(wanted: EvaluateWanted, course: Course) -> tuple[Mapping[str, HeldOutSet], str]:
     """The held-out rows of every phase; or none, and why, if something else is measured."""
+    run_dir = wanted.models.run_dir
+    known = read_run(run_dir.expanduser().resolve(), wanted.models.base) if run_dir else None
     try:
-        return held_out_sets(wanted.models, course.watcher), ""
+        if known is None:
+            raise InputError("held-out documents are those of a run, and no run is named")
+        return held_out_sets(*known, course.watcher), ""
     except InputError as error:
         if not wanted.questions and not wanted.tasks:
             raise InputError(f"{error}\nwhat can be measured without them: --questions FILE, --task NAME") from None

@@ -17,8 +17,7 @@ from phased_cpt.evals import held_out_losses
 from phased_cpt.evaluate.course import Course
 from phased_cpt.evaluate.losses import row_losses
 from phased_cpt.ledger import RunRecord
-from phased_cpt.model.lineup import read_run
-from phased_cpt.wanted import ModelsWanted
+from phased_cpt.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,8 @@ class HeldOutSet:
     batch_rows: int
 
 
-def held_out_sets(wanted: ModelsWanted, watcher: Watcher) -> dict[str, HeldOutSet]:
+def held_out_sets(record: RunRecord, plan: Plan, watcher: Watcher) -> dict[str, HeldOutSet]:
     """Of every phase of a run, by its name; an InputError says why there is none."""
-    if wanted.run_dir is None:
-        raise InputError("held-out documents are those of a run, and no run is named")
-    root = wanted.run_dir.expanduser().resolve()
-    record, plan = read_run(root, wanted.base)
     prepared = prepare(plan, watcher)
     _require_same_data(record, prepared)
     sets = {
@@ -61,7 +56,9 @@ def held_out_sets(wanted: ModelsWanted, watcher: Watcher) -> dict[str, HeldOutSe
         if phase.eval
     }
     if not sets:
-        raise InputError(f"{root}: this run holds nothing out (data.eval_share is 0, and no phase has eval_sources)")
+        raise InputError(
+            f"{plan.name}: this run holds nothing out (data.eval_share is 0, and no phase has eval_sources)"
+        )
     return sets
 
 

@@ -35,6 +35,16 @@ class Harness:
             if task not in self.manager.all_tasks:
                 hint = nearest(task, self.manager.all_tasks)
                 raise InputError(f"--task {task}: no such task{hint}; --include-path DIR adds your own")
+        self._require_loadable()
+
+    def _require_loadable(self) -> None:
+        """Their data is fetched before a model is loaded."""
+        for task in self.tasks:
+            try:
+                self.manager.load([task])
+            except Exception as error:  # each task has its own ways
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise InputError(f"--task {task}: the harness cannot load it: {reason}") from None
 
     def measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, course: Course

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from phased_cpt.errors import InputError
 
@@ -15,7 +16,8 @@ def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _require_plain(folder, config.to_dict())
-        with init_empty_weights(include_buffers=False):
+        # Buffers are computed, and no weight is drawn.
+        with no_init_weights(), init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=torch.float32, trust_remote_code=trust_remote_code
             ).eval()

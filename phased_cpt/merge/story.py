@@ -37,7 +37,7 @@ from phased_cpt.run_dir import publish_file, require_room, sync_folder
 from phased_cpt.sealed import remove
 
 PLAN = "plan.json"
-CHECK_ROWS = 2
+CHECK_ROWS, CHECK_TOKENS = 2, 64
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ def _chosen(
 def _checked(materials: Materials, output: Output, folder: Path, windows: Windows) -> Logits:
     """The folder as it was written, walked beside base and adapters as training had them."""
     fit = tokens_that_fit(materials.empty, 2, materials.device)
-    length = windows.ids.shape[1] if fit is None else max(8, min(windows.ids.shape[1], fit // CHECK_ROWS))
-    rows = windows.first(CHECK_ROWS, length)
+    rows = windows.first(CHECK_ROWS, CHECK_TOKENS if fit is None else max(8, min(CHECK_TOKENS, fit // CHECK_ROWS)))
     adapted = materials.adapted
     live = walked(
         adapted.adapted or adapted.model, adapted.live(output.base.read), rows, materials.device

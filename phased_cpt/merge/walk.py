@@ -4,11 +4,13 @@ embedding ─ layer 0 ─ layer 1 ─ … ─ norm ─ head        one of them i
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
 
 from phased_cpt.merge.numbers import Read
 from phased_cpt.merge.texts import Windows
@@ -19,8 +21,8 @@ def walked(model: nn.Module, read: Read, rows: Windows, device: torch.device) ->
 
     `model` is on the meta device; `read` gives a weight, or a buffer, by its name there.
     """
-    hooks = []
-    for name, module, whole in _stations(model):
+    hooks, stations = [], list(_stations(model))
+    for name, module, whole in stations:
         weights = _Weights(name, module, whole, read, device)
         hooks += [module.register_forward_pre_hook(weights.come), module.register_forward_hook(weights.go)]
     try:
@@ -32,6 +34,8 @@ def walked(model: nn.Module, read: Read, rows: Windows, device: torch.device) ->
     finally:
         for hook in hooks:
             hook.remove()
+        for _name, module, _whole in stations:
+            module.__dict__.pop("forward", None)
 
 
 def _stations(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
@@ -52,6 +56,9 @@ class _Weights:
 
     def __init__(self, name: str, station: nn.Module, whole: bool, read: Read, device: torch.device) -> None:
         self._read, self._device = read, device
+        self._frugal = not whole and type(station) in FRUGAL
+        if self._frugal:
+            station.forward = partial(FRUGAL[type(station)], station)
         self._places = [
             (module, leaf, ".".join(part for part in (name, inner, leaf) if part))
             for inner, module in (station.named_modules() if whole else [("", station)])
@@ -61,7 +68,9 @@ class _Weights:
 
     def come(self, *_: object) -> None:
         for module, leaf, name in self._places:
-            weight = self._read(name).to(self._device, torch.float32)
+            weight = self._read(name).to(self._device)
+            if not self._frugal:
+                weight = weight.float()
             module._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
 
     def go(self, *_: object) -> None:
@@ -69,6 +78,24 @@ class _Weights:
             weight = module._parameters[leaf]
             assert weight is not None
             module._parameters[leaf] = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+
+
+def _embedded(module: nn.Module, ids: Tensor) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return embedding(ids, weight).float()
+
+
+def _in_parts(module: nn.Module, given: Tensor) -> Tensor:
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    answer = torch.cat([linear(given, part.float()) for part in torch.split(weight, ROWS)], -1)
+    return answer + bias if isinstance(bias, Tensor) else answer
+
+
+# The largest tensors there are, at both ends of a model: in fp32 they would be twice as large.
+FRUGAL: dict[type[nn.Module], Callable[..., Tensor]] = {nn.Embedding: _embedded, nn.Linear: _in_parts}
+ROWS = 8192
 
 
 def _fill_buffers(model: nn.Module, read: Callable[[str], Tensor], device: torch.device) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from phased_cpt.bases import random_digest
 from phased_cpt.errors import InputError
 from phased_cpt.published import MARKER, weights_digest
 from phased_cpt.run_dir import sync_folder
@@ -115,6 +116,7 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
     """Random weights of an architecture, as a folder like any other: whole, or not there."""
     if folder.exists():
         return
+    known_as = random_digest(shape, seed)
     shape = dict(shape)
     if "model_type" not in shape:
         raise InputError("model.from_config: model_type is missing (llama, qwen3, …)")
@@ -130,6 +132,6 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
     model.save_pretrained(beside)
     for path in beside.iterdir():
         path.chmod(0o644)  # safetensors writes for its owner alone
-    (beside / MARKER).write_text(json.dumps({"digest": weights_digest(beside)}))
+    (beside / MARKER).write_text(json.dumps({"digest": weights_digest(beside), "base": known_as}))
     os.replace(beside, folder)
     sync_folder(folder.parent)

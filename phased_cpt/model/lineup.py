@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -228,7 +229,7 @@ def _base_of_adapter(adapter: Path, base: str | None) -> Path:
         raise InputError(f"{what}: no such folder here, and no hub id; name the base with --base")
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except OSError as error:  # as are all errors of the hub
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(f"{what}: the hub does not give it: {str(error).strip().splitlines()[0]}") from None
 
 

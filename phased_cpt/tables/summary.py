@@ -39,7 +39,7 @@ def summary_table(run_dir: RunDir, plan: Plan, trained: tuple[str, ...], places:
         there = read_source(run_dir.root / phase.folder)
         if there is not None:
             table.add_row(str(phase.number), phase.name, *_figures(there[1]))
-    return Group(table, "", *(_places(run_dir) if places else ()))
+    return Group(table, "", *(_places(run_dir, plan) if places else ()))
 
 
 def _figures(source: Source) -> tuple[str, ...]:
@@ -66,12 +66,13 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def _places(run_dir: RunDir) -> list[Text]:
+def _places(run_dir: RunDir, plan: Plan) -> list[Text]:
     what = {
         "run.json": "what is done; what a phase has published is in its folder",
         "logs/training.log": "what was told; each phase has logs/train.jsonl and logs/eval.jsonl",
         "tensorboard": "tensorboard --logdir",
         "final_model": "the last weights, with the tokenizer",
+        plan.config.merge.output_dir: "the merged model: load it with plain transformers, or `phased-cpt chat`",
     }
     there = [(run_dir.root / name, words) for name, words in what.items() if (run_dir.root / name).exists()]
     return [Text.assemble((str(path), "bold"), f"  {words}") for path, words in there]

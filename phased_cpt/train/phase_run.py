@@ -350,6 +350,7 @@ class PhaseRun:
             why=why,
             tokens=self.standing.tokens_seen,
             seconds=round(self.standing.seconds, 1),
+            base=self.job.start.base_digest,
             start=figures.get(0, {}),
             end=figures.get(step, {}),
         )

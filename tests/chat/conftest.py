@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from phased_cpt.chat.conversation import Conversation, talk
@@ -18,6 +19,16 @@ from tests.journeys.conftest import zygote  # noqa: F401 - a fixture
 from tests.zygote import Zygote
 
 SHORT = Settings(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(autouse=True)
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Later tests fork this process, and threads that were left behind would wait for ever in what is forked."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

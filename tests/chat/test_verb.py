@@ -1,5 +1,6 @@
 """`phased-cpt chat` as it is typed: in a terminal, in a pipe, with a file of prompts."""
 
+import io
 import json
 import os
 import re
@@ -10,9 +11,12 @@ from typing import Any
 
 import pexpect
 import pytest
+from rich.console import Console
 
 from phased_cpt.chat import main
 from phased_cpt.chat.batch import read_prompts
+from phased_cpt.chat.conversation import typed
+from phased_cpt.chat.screen import Screen
 from phased_cpt.errors import InputError
 from phased_cpt.wanted import ChatWanted, ModelsWanted
 from tests.conftest import Write
@@ -22,11 +26,8 @@ STARTS_SECONDS, ANSWERS_SECONDS = 60, 30
 QUIET = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-Spawned = pexpect.spawn  # the stubs want its kind of text, and the class does not take one
-
-
 @pytest.fixture
-def terminal(run: Path) -> Spawned:
+def terminal(run: Path) -> "pexpect.spawn[str]":
     """The verb in a terminal of 80 columns, ready for a prompt; the newest run of outputs/ is found by itself."""
     (run.parent / "outputs").mkdir(exist_ok=True)
     newest = run.parent / "outputs" / "tiny-20260102_030405"
@@ -40,11 +41,11 @@ def terminal(run: Path) -> Spawned:
 
 
 @pytest.mark.requirement("I-01", "I-02", "I-03")
-def test_a_conversation_in_a_terminal(terminal: Spawned) -> None:
+def test_a_conversation_in_a_terminal(terminal: "pexpect.spawn[str]") -> None:
     def typed(line: str) -> str:
         terminal.sendline(line)
         terminal.expect(r"\n> $")
-        return str(terminal.before)
+        return re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", str(terminal.before))
 
     assert "temperature 0 " in typed("/set temperature 0")
     assert "out of its range" in typed("/set temperature 99")
@@ -74,13 +75,29 @@ def test_a_conversation_in_a_terminal(terminal: Spawned) -> None:
     assert "Traceback" not in str(terminal.before)
 
 
-def test_ctrl_c_twice_and_ctrl_d_leave(terminal: Spawned) -> None:
-    terminal.sendintr()
-    terminal.expect("leaves.*> $")
-    terminal.sendeof()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 0
+@pytest.mark.parametrize(
+    "keys, lines",
+    [
+        (["one", EOFError, "two"], ["one"]),
+        (["one", KeyboardInterrupt, KeyboardInterrupt, "two"], ["one"]),
+        (["one", KeyboardInterrupt, "two", KeyboardInterrupt, "three", EOFError], ["one", "two", "three"]),
+    ],
+    ids=["Ctrl-D", "Ctrl-C twice", "Ctrl-C now and then"],
+)
+def test_ctrl_d_leaves_and_so_does_the_second_ctrl_c_in_a_row(
+    keys: list[Any], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressed = iter(keys)
+
+    def next_key(prompt: str) -> str:
+        key = next(pressed)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("builtins.input", next_key)
+    seen = Console(file=io.StringIO())
+    assert list(typed(Screen(seen, seen))) == lines
 
 
 def chat(run: Path, *more: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -121,10 +138,9 @@ def test_a_file_of_prompts_as_json(run: Path, write: Write, capsys: pytest.Captu
         return [answer["text"] for each in found["answers"] for answer in each["answers"].values()]
 
     assert texts(asked(run, prompts, capsys)) == texts(found), "the same file is answered the same"
-    warm = asked(run, prompts, capsys, temperature=1.5, seed=1)
-    assert texts(warm) == texts(asked(run, prompts, capsys, temperature=1.5, seed=1)) != texts(found)
-    assert texts(warm) != texts(asked(run, prompts, capsys, temperature=1.5, seed=2))
-    assert asked(run, prompts, capsys, compare=("foundation",))["names"] == ["foundation"]
+    warm = asked(run, prompts, capsys, temperature=1.5, seed=1, compare=("foundation",))
+    other = asked(run, prompts, capsys, temperature=1.5, seed=2, compare=("foundation",))
+    assert warm["names"] == ["foundation"] and texts(warm) != texts(other)
 
 
 def test_a_file_of_prompts_to_be_read(run: Path, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

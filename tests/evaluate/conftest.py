@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phased_cpt.__main__ import Rooms
 from phased_cpt.cli import main
@@ -40,12 +41,21 @@ def curriculum(folder: Path, **data: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trained(zygote: Zygote, folder: Path, **data: Any) -> Path:  # noqa: F811
+def trained(zygote: Zygote, folder: Path, ranks: int = 2, **data: Any) -> Path:  # noqa: F811
     for file in SOURCES.values():
         shutil.copy(SAMPLE / file, folder)
     plan, run = make_plan(from_record(curriculum(folder, **data), "test")), RunDir(folder / "run")
-    conduct(plan, run, ForkedJobs(zygote, 2), Wanted(), Unwatched(), lambda *seen: None)
+    conduct(plan, run, ForkedJobs(zygote, ranks), Wanted(), Unwatched(), lambda *seen: None)
     return run.root
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """So small a model only waits for a second one, where the machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def test_questions_are_asked_and_every_answer_is_kept(run: Path, evaluate: Evalu
     assert [each["exact_match"] for each in second["answers"]] == [1, 0]
     assert [each["question"] for each in second["answers"]] == ["known.jsonl:1", "known.jsonl:2"]
     assert second["answers"][0]["rouge_l"] == 1
+    assert second["answers"][0]["token_accuracy"] > 0.5 > second["answers"][1]["token_accuracy"]
     assert (second["exact_match"], second["questions"]) == (0.5, 2)
     assert second["token_accuracy"] == sum(each["token_accuracy"] for each in second["answers"]) / 2
     assert [each["answers"] for each in json.loads(answer.out)["questions"]] == [known[0]["answer"], ["§"]]
@@ -116,26 +118,28 @@ def test_only_some_are_measured(run: Path, evaluate: Evaluate) -> None:
         "base",
         "evolution",
     ]
-    answer = evaluate("--run-dir", run, "--only", "evolutoin")
+    answer = evaluate("--run-dir", run, "--only", "evolutoin", "--json")
     assert (answer.code, answer.out) == (2, "")
     assert "--only evolutoin: there is base, foundation, evolution; did you mean evolution?" in answer.err
 
 
-def test_data_that_has_changed_or_is_gone_is_named(
-    zygote: Zygote,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-    evaluate: Evaluate,
-    write: Write,
-) -> None:
+@pytest.fixture
+def source(run: Path) -> Iterator[Path]:
+    """What the second phase was trained on; put back as it was."""
+    path = run.parent / SOURCES["evolution"]
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+def test_data_that_has_changed_or_is_gone_is_named(run: Path, source: Path, evaluate: Evaluate, write: Write) -> None:
     """A perplexity of other documents beside that of training would look like learning."""
-    folder = tmp_path_factory.mktemp("changing")
-    run, source = trained(zygote, folder), folder / SOURCES["evolution"]
     before = source.read_bytes()
     source.write_bytes(before + b'{"training_content": "one more"}\n')
     answer = evaluate("--run-dir", run)
     assert (answer.code, answer.out) == (2, "")
     assert f"phases.evolution.sources.0: {source}: its documents are not those" in answer.err
-    source.rename(folder / "elsewhere.jsonl")
+    source.unlink()
     answer = evaluate("--run-dir", run)
     assert (answer.code, answer.out) == (2, "")
     assert f"phases.evolution.sources: {source}: no such file" in answer.err and "--questions FILE" in answer.err
@@ -152,7 +156,7 @@ def test_a_run_without_held_out_data_says_so(
     evaluate: Evaluate,
     write: Write,
 ) -> None:
-    run = trained(zygote, tmp_path_factory.mktemp("none"), eval_share=0)
+    run = trained(zygote, tmp_path_factory.mktemp("none"), ranks=1, eval_share=0)
     answer = evaluate("--run-dir", run)
     assert answer.code == 2 and "this run holds nothing out (data.eval_share is 0" in answer.err
     answer = evaluate("--run-dir", run, "--questions", write(QUESTIONS, "q.jsonl"))

@@ -52,6 +52,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_cache: Path) -> T
                 "deepspeed": "zero2",
             },
             "evaluation": {"every_steps": 2, "micro_batch_size": 4},
+            "merge": {"enabled": False},
             "phases": [
                 {"name": name, "sources": str(SAMPLE / f"{stem}.jsonl"), "max_steps": 4} for name, stem in PHASES.items()
             ],

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.model.lineup import Lineup, line_up
 from phased_cpt.wanted import ModelsWanted
+from tests.chat.conftest import without_threads  # noqa: F401 - a fixture
 from tests.chat.runs import trained_run
 from tests.conftest import TOKENIZER
 from tests.journeys.conftest import zygote  # noqa: F401 - a fixture

@@ -85,7 +85,7 @@ def job_of(spec: Spec, folder: Path, ranks: int) -> Job:
         prepared={"one": (epoch.blocks, epoch.tokens_trained)},
         train="train",
         evaluated={name: name for name in spec.get("held_out", {"one": [63, 5]})},
-        start=Start(str(folder / f"base-{digest}"), config["model"]["from_config"], None, ""),
+        start=Start(str(folder / f"base-{digest}"), config["model"]["from_config"], None, "", ""),
         deepspeed=deepspeed_file.filled(content, phase, shape, name="test.json", on_gpu=False),
     )
 
