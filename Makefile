@@ -30,7 +30,7 @@ install: .venv/installed
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
 	  { rm -rf .venv; echo 'python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'installing into .venv (minutes the first time, most of them PyTorch) …'
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,tracking]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,tracking,lm-eval]'
 	@touch $@
 
 check: install

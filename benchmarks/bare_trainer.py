@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, Trainer
 
 from phased_cpt.data.index import open_blocks
 from phased_cpt.data.mixing import training_order
+from phased_cpt.evals.rows import Rows
 from phased_cpt.job import Job
-from phased_cpt.train.rows import Rows
 
 
 class Clock(TrainerCallback):

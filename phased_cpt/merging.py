@@ -117,7 +117,7 @@ def merge_published(plan: Plan, run_dir: RunDir, phase: str | None = None, outpu
 
 def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: Path | None = None) -> MergeJob:
     """What the phase has published, on the base that it began with."""
-    weights, wanted, model = phase.published, plan.config.merge, plan.config.model
+    weights, model = phase.published, plan.config.model
     assert weights is not None
     found = read_source(root / phase.folder)
     kept = FourBitBase(model.precision, model.bnb_4bit_quant_storage) if model.use_4bit and weights.adapters else None
@@ -125,11 +125,11 @@ def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: P
         base=str(root / weights.folder) if weights.folder else base.folder,
         base_digest=weights.base,
         adapters=tuple(Layer(_place(root, base, each), each.digest, each.scale) for each in weights.adapters),
-        output=str(output or root / Path(wanted.output_dir).expanduser()),
-        dtype=model.precision if wanted.dtype == "auto" else wanted.dtype,
-        max_shard_size=wanted.max_shard_size,
+        output=str(output or root / Path(plan.config.merge.output_dir).expanduser()),
+        dtype=model.precision if plan.config.merge.dtype == "auto" else plan.config.merge.dtype,
+        max_shard_size=plan.config.merge.max_shard_size,
         four_bits=kept,
-        base_kind=wanted.base,
+        base_kind=plan.config.merge.base,
         tokenizer=str(found[0]) if found else str(root / "tokenizer"),
         held_out=_held_out(root / phase.folder, phase.name),
         trust_remote_code=model.trust_remote_code,

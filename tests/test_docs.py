@@ -14,6 +14,10 @@ PAGES = [
     "deepspeed_configs/README.md",
     "docs/decisions/README.md",
     "dataset/README.md",
+    "docs/chat.md",
+    "docs/evaluate.md",
+    "docs/merge.md",
+    "docs/serving.md",
 ]
 
 

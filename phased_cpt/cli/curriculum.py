@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phased_cpt.cli.models import merged_run, tell_merged
+from phased_cpt.cli.merging import merged_run, tell_merged
 from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, is_rank, run_of, tell, the_plan
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError

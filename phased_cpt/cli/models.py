@@ -1,16 +1,13 @@
 """The verbs of what comes out of a run: merge, evaluate, chat. The last two load torch, so __main__ brings them in."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, run_of, tell, the_plan, the_run
-from phased_cpt.errors import InputError
+from phased_cpt.cli.merging import merged_folders, merged_run, tell_merged
+from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, the_run
 from phased_cpt.wanted import ChatWanted, EvaluateWanted, ModelsWanted
-
-if TYPE_CHECKING:
-    from phased_cpt.merging import Merged
 
 Base = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Base model, folder or hub id; of a run: where its base is now.")
@@ -52,46 +49,10 @@ def merge(
     values = {"merge.dtype": dtype, "merge.max_shard_size": max_shard_size, "merge.base": merge_base}
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in values.items() if value is not None)]
     if adapters:
-        made = _merged_folders(base, adapters, out, overrides, config or run_dir or phase)
+        made = merged_folders(base, adapters, out, overrides, config or run_dir or phase)
     else:
         made = merged_run(config, overrides, run_dir, phase, base, out)
     tell_merged(made, as_json)
-
-
-def merged_run(
-    config: Path | None,
-    overrides: list[str],
-    run_dir: Path | None,
-    phase: str | None = None,
-    base: str | None = None,
-    out: Path | None = None,
-) -> "Merged":
-    """Of a run: of the folder that is named, or that the configuration finds, or the newest."""
-    from phased_cpt.merging import merge_published
-
-    chosen = run_of(config, [], run_dir)
-    here = [f"model.name={base}", "model.from_config=null"] if base else []
-    plan = the_plan(None, [*overrides, *here], chosen.root)
-    return merge_published(plan, chosen, phase, out)
-
-
-def _merged_folders(
-    base: str | None, adapters: list[Path], out: Path | None, overrides: list[str], others: object
-) -> "Merged":
-    from phased_cpt.merging import merge_folders
-
-    if others:
-        raise InputError("--adapter names an adapter of its own; leave -c, --run-dir and --phase out")
-    if base is None or out is None:
-        raise InputError("--adapter needs the base that it is for, and where to: --base MODEL --adapter DIR --out DIR")
-    return merge_folders(base, [each.expanduser() for each in adapters], out.expanduser(), overrides)
-
-
-def tell_merged(made: "Merged", as_json: bool) -> None:
-    if as_json:
-        tell({"folder": str(made.folder), "merged_now": made.now, **made.facts})
-    else:
-        tell(f"{'merged' if made.now else 'nothing to do: merged already'}: {made.folder}\n")
 
 
 @app.command()

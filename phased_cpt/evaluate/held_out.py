@@ -8,34 +8,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from phased_cpt.data.blocks import Blocks
 from phased_cpt.data.prepare import prepare
 from phased_cpt.data.prepared import PreparedPhase, PreparedRun
 from phased_cpt.data.watch import Watcher
 from phased_cpt.errors import InputError
 from phased_cpt.evals import held_out_losses
+from phased_cpt.evals.loss import chosen_loss, row_losses
+from phased_cpt.evals.rows import Rows
 from phased_cpt.evaluate.course import Course
-from phased_cpt.evaluate.losses import row_losses
 from phased_cpt.ledger import RunRecord
+from phased_cpt.model.base import head_of
 from phased_cpt.plan import Plan
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Blocks as tensors."""
-
-    blocks: Blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, row: int, /) -> dict[str, Tensor]:
-        block = self.blocks[row]
-        return {
-            "input_ids": torch.from_numpy(block["input_ids"]),
-            "position_ids": torch.from_numpy(block["position_ids"]),
-            "labels": torch.from_numpy(block["labels"]),
-        }
 
 
 @dataclass(frozen=True)
@@ -86,17 +69,17 @@ def measured(
     model: PreTrainedModel, sets: Mapping[str, HeldOutSet], device: torch.device, course: Course
 ) -> dict[str, dict[str, Any]]:
     """What a model loses on every set."""
-    facts = {}
+    facts, head = {}, head_of(model)
+    kind, _why = chosen_loss("auto", model, head, device)
+    joined = str(model.config._attn_implementation).startswith("flash")
     for name, each in sets.items():
 
         def losses(batch: dict[str, Tensor], name: str = name) -> Tensor:
-            found = row_losses(model, batch)
+            found = row_losses(model, head, batch, kind, joined)
             course.advance(f"held-out rows of {name}", len(found))
             return found
 
-        sets_of_one = {name: each.rows}
-        found = held_out_losses(model, losses, sets_of_one, batch_rows=each.batch_rows, rank=0, ranks=1, device=device)[
-            name
-        ]
+        rows = {name: each.rows}
+        found = held_out_losses(model, losses, rows, batch_rows=each.batch_rows, rank=0, ranks=1, device=device)[name]
         facts[name] = {"eval_loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
     return facts

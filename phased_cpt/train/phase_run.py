@@ -17,6 +17,8 @@ from phased_cpt.data.index import open_blocks
 from phased_cpt.data.mixing import seed_of, training_order
 from phased_cpt.errors import Interrupted, PhasedCptError
 from phased_cpt.evals import HOOKS, Measured
+from phased_cpt.evals.loss import chosen_loss, row_losses
+from phased_cpt.evals.rows import Rows
 from phased_cpt.job import SMOKE_EVAL_ROWS, Job
 from phased_cpt.model.adapter import adapt, base_of
 from phased_cpt.model.base import head_of, load_base, this_device
@@ -31,10 +33,8 @@ from phased_cpt.train import checkpoint
 from phased_cpt.train.arguments import training_arguments
 from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
 from phased_cpt.train.engine import Rank, agreed, device_memory, meet, tear_down
-from phased_cpt.train.loss import chosen_loss, row_losses
 from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, trained
 from phased_cpt.train.publish import BUILDING, eval_final, publish, require_sound, saved_names, staged, write_weights
-from phased_cpt.train.rows import Rows
 from phased_cpt.train.saves import Saves
 from phased_cpt.train.trainer import PhaseTrainer, TrainedRows
 from phased_cpt.train.watch import Course, Listener, Watch, told

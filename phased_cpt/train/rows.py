@@ -1,35 +1,14 @@
-"""The rows of a phase for torch: prepared blocks as a Dataset, and a DataLoader over them in one call."""
+"""The rows of a phase for torch, as a DataLoader in one call."""
 
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from phased_cpt.config import RunConfig, from_objects, load
-from phased_cpt.data.blocks import Blocks
 from phased_cpt.data.prepare import prepare
 from phased_cpt.errors import InputError
+from phased_cpt.evals.rows import Batch, Rows
 from phased_cpt.plan import make_plan
-
-Batch = dict[str, torch.Tensor]
-
-
-class Rows(Dataset[Batch]):
-    """Blocks as tensors; each row is made when it is asked for."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, block: int) -> Batch:
-        row = self.blocks[block]
-        return {
-            "input_ids": torch.from_numpy(row["input_ids"]),
-            "position_ids": torch.from_numpy(row["position_ids"]),
-            "labels": torch.from_numpy(row["labels"]),
-        }
 
 
 def data_loader(

@@ -16,8 +16,8 @@ from phased_cpt.data.blocks import IGNORED, Blocks
 from phased_cpt.data.chunks import Integers
 from phased_cpt.data.mixing import seed_of
 from phased_cpt.errors import Diverged
+from phased_cpt.evals.rows import Batch, Rows
 from phased_cpt.schedule import Schedule
-from phased_cpt.train.rows import Batch, Rows
 
 EMPTY = -1  # in the order: a row without a label, which fills up the last batch
 

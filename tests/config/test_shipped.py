@@ -108,8 +108,8 @@ def test_what_is_installed_is_what_is_pinned_and_all_that_is_asked_for_has_a_pin
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     extras = project["optional-dependencies"]
-    assert {"flash-attn", "gigatoken", "gpu-kernels", "tracking", "dev"} == extras.keys()
-    asked = [*project["dependencies"], *extras["tracking"], *extras["dev"]]
+    assert {"flash-attn", "gigatoken", "gpu-kernels", "lm-eval", "tracking", "dev"} == extras.keys()
+    asked = [*project["dependencies"], *extras["tracking"], *extras["lm-eval"], *extras["dev"]]
     names = [re.split(r"[>=]", requirement)[0].strip().lower() for requirement in asked]
     assert [name for name in names if name not in pins] == []
     installed = {dist.name.lower(): dist.version.partition("+")[0] for dist in importlib.metadata.distributions()}

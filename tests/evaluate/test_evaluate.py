@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from tests.conftest import Write
 from tests.evaluate.conftest import SOURCES, Evaluate, models, trained
@@ -34,27 +32,15 @@ def figures(facts: dict[str, Any]) -> dict[str, Any]:
     return {key: facts[key] for key in ("eval_loss", "perplexity", "tokens")}
 
 
-@pytest.fixture
-def merged(run: Path, tmp_path: Path) -> Path:
-    """The run with the merged model that it has at its end."""
-    copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    base = AutoModelForCausalLM.from_pretrained(run / "random_base")
-    adapter = run / "phase2_evolution/best_adapter"
-    PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(copy / "merged_model")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(adapter / name, copy / "merged_model")
-    return copy
-
-
-def test_every_model_is_measured_on_what_every_phase_holds_out(merged: Path, evaluate: Evaluate) -> None:
+def test_every_model_is_measured_on_what_every_phase_holds_out(run: Path, evaluate: Evaluate) -> None:
     """Were other rows measured, or an adapter on that is not meant, no figure would be that of training."""
-    found = {name: facts["held_out"] for name, facts in models(evaluate("--run-dir", merged, "--json")).items()}
+    found = {name: facts["held_out"] for name, facts in models(evaluate("--run-dir", run, "--json")).items()}
     assert list(found) == ["base", "foundation", "evolution", "merged"]
     assert all(list(facts) == list(SOURCES) for facts in found.values())
     for phase in SOURCES:
-        assert found[phase][phase] == pytest.approx(figures(final(merged, phase)), rel=1e-5)
-    assert found["base"]["foundation"] == pytest.approx(figures(final(merged, "foundation")["start"]), rel=1e-5)
-    assert found["foundation"]["evolution"] == pytest.approx(figures(final(merged, "evolution")["start"]), rel=1e-5)
+        assert found[phase][phase] == pytest.approx(figures(final(run, phase)), rel=1e-5)
+    assert found["base"]["foundation"] == pytest.approx(figures(final(run, "foundation")["start"]), rel=1e-5)
+    assert found["foundation"]["evolution"] == pytest.approx(figures(final(run, "evolution")["start"]), rel=1e-5)
     assert found["merged"] == {name: pytest.approx(facts, rel=1e-4) for name, facts in found["evolution"].items()}
     losses = [facts["eval_loss"] for name in ("base", *SOURCES) for facts in found[name].values()]
     assert all(abs(one - other) > 1e-3 for at, one in enumerate(losses) for other in losses[:at]), "all differ"
@@ -68,11 +54,11 @@ def test_the_table_has_a_line_a_model_and_a_column_a_measure(run: Path, evaluate
     lines = [line.split() for line in answer.out.splitlines() if line]
     assert lines[0][:4] == ["perplexity", "of", "held-out", "documents"]
     assert lines[1] == ["model", "foundation", "evolution"]
-    assert [line[0] for line in lines[2:5]] == ["base", "foundation", "evolution"]
+    assert [line[0] for line in lines[2:6]] == ["base", "foundation", "evolution", "merged"]
     assert lines[3][1] == f"{final(run, 'foundation')['perplexity']:,.1f}"
-    assert lines[5] == ["answers", "to", "2", "questions"]
-    assert lines[6] == ["model", "exact", "match", "token", "accuracy", "ROUGE-L"]
-    assert [line[0] for line in lines[7:]] == ["base", "foundation", "evolution"]
+    assert lines[6] == ["answers", "to", "2", "questions"]
+    assert lines[7] == ["model", "exact", "match", "token", "accuracy", "ROUGE-L"]
+    assert [line[0] for line in lines[8:]] == ["base", "foundation", "evolution", "merged"]
 
 
 def test_questions_are_asked_and_every_answer_is_kept(run: Path, evaluate: Evaluate, write: Write) -> None:
@@ -83,15 +69,17 @@ def test_questions_are_asked_and_every_answer_is_kept(run: Path, evaluate: Evalu
     said = first["answers"][0]["said"]
     assert len(said) > 100 and first["exact_match"] == 0 and first["rouge_l"] < 1
     known = [long | {"answer": ["not this", f"  {said}"]}, {"prompt": "?", "answer": "§"}]
+    known += [long | {"answer": f"  {said}"}, long | {"answer": "not this"}]
     answer = evaluate(*wanted, "--questions", write("\n".join(map(json.dumps, known)), "known.jsonl"))
     second = models(answer)["evolution"]["questions"]
-    assert [each["exact_match"] for each in second["answers"]] == [1, 0]
-    assert [each["question"] for each in second["answers"]] == ["known.jsonl:1", "known.jsonl:2"]
+    assert [each["exact_match"] for each in second["answers"]] == [1, 0, 1, 0]
+    assert [each["question"] for each in second["answers"]] == [f"known.jsonl:{line}" for line in (1, 2, 3, 4)]
     assert second["answers"][0]["rouge_l"] == 1
-    assert second["answers"][0]["token_accuracy"] > 0.5 > second["answers"][1]["token_accuracy"]
-    assert (second["exact_match"], second["questions"]) == (0.5, 2)
-    assert second["token_accuracy"] == sum(each["token_accuracy"] for each in second["answers"]) / 2
-    assert [each["answers"] for each in json.loads(answer.out)["questions"]] == [known[0]["answer"], ["§"]]
+    shares = [each["token_accuracy"] for each in second["answers"]]
+    assert shares[0] == max(shares[2:]) > min(shares[2:]), "of several answers the nearest"
+    assert (second["exact_match"], second["questions"]) == (0.5, 4)
+    assert second["token_accuracy"] == pytest.approx(sum(shares) / 4)
+    assert [each["answers"] for each in json.loads(answer.out)["questions"]][:2] == [known[0]["answer"], ["§"]]
     limited = models(evaluate(*wanted, "--limit", 1, "--questions", "known.jsonl"))["evolution"]["questions"]
     assert limited["answers"] == second["answers"][:1]
 
@@ -120,7 +108,7 @@ def test_only_some_are_measured(run: Path, evaluate: Evaluate) -> None:
     ]
     answer = evaluate("--run-dir", run, "--only", "evolutoin", "--json")
     assert (answer.code, answer.out) == (2, "")
-    assert "--only evolutoin: there is base, foundation, evolution; did you mean evolution?" in answer.err
+    assert "--only evolutoin: there is base, foundation, evolution, merged; did you mean evolution?" in answer.err
 
 
 @pytest.fixture
@@ -144,7 +132,7 @@ def test_data_that_has_changed_or_is_gone_is_named(run: Path, source: Path, eval
     assert (answer.code, answer.out) == (2, "")
     assert f"phases.evolution.sources: {source}: no such file" in answer.err and "--questions FILE" in answer.err
     answer = evaluate("--run-dir", run, "--questions", write(QUESTIONS, "q.jsonl"), "--json")
-    assert [list(facts) for facts in models(answer).values()] == [["questions"]] * 3
+    assert [list(facts) for facts in models(answer).values()] == [["questions"]] * 4
     assert str(source) in json.loads(answer.out)["skipped"]["held_out"]
     source.write_bytes(before)
     assert models(evaluate("--run-dir", run, "--json"))["base"]["held_out"], "and put back, it is measured"

@@ -74,8 +74,8 @@ def reopened(run: str, moved: str, evaluated: str, texts: list[str]) -> dict[str
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from phased_cpt.data.index import open_blocks
+    from phased_cpt.evals.rows import Rows
     from phased_cpt.model.reload import load_published
-    from phased_cpt.train.rows import Rows
 
     rows = Rows(open_blocks(Path(evaluated)))
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from phased_cpt.data.blocks import Blocks, Shape
 from phased_cpt.data.chunks import Slices
-from phased_cpt.train.rows import Rows
+from phased_cpt.evals.rows import Rows
 
 TOKENS, WORDS = 64, 512
 SHAPE = {

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from phased_cpt.data.blocks import IGNORED
-from phased_cpt.train.rows import Rows
+from phased_cpt.evals.rows import Rows
 from tests.conftest import REPOSITORY
 from tests.data.shapes import Prepared
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from phased_cpt.train import loss
-from phased_cpt.train.loss import chosen_loss, row_losses
+from phased_cpt.evals import loss
+from phased_cpt.evals.loss import chosen_loss, row_losses
 from tests.train.shapes import batch_of, rows_with
 
 TIGHT = 1e-6  # in fp32, of the largest number there is

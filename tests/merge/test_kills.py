@@ -1,0 +1,237 @@
+"""Killed at any of its file operations, a merge leaves a whole model or none; and the same call goes on with it."""
+
+import json
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phased_cpt import merging
+from phased_cpt.data.watch import Unwatched
+from phased_cpt.errors import PhasedCptError
+from phased_cpt.merge.story import merge as merge_here
+from phased_cpt.merging import MergeJob, merge
+from phased_cpt.model.tensor_file import TensorFile
+from tests.faults.criterion import sha256
+from tests.faults.operations import Action, act_at
+from tests.merge.conftest import Making
+from tests.merge.kinds import Made, job, marker, write_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+EVERY = 400
+WORD = Path("word.jsonl")
+SHARD = 30_000  # bytes: five files
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In this process instead of a child of it: what is forked is a whole merge."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(merging, "_run", lambda job: merge_here(job, Unwatched()))
+
+
+@pytest.fixture
+def it(made: Making, tmp_path: Path) -> Made:
+    made("plain")
+    return made("plain")
+
+
+@pytest.fixture
+def asked(it: Made, tmp_path: Path) -> MergeJob:
+    return job(it.base, it.adapter, tmp_path / "run/merged_model", shard=SHARD)
+
+
+@pytest.fixture
+def before(it: Made, tmp_path: Path) -> MergeJob:
+    """The same place, and another adapter."""
+    other = write_adapter(tmp_path / "other", it.base, 2, target_modules=["o_proj"])
+    return job(it.base, other, tmp_path / "run/merged_model", shard=SHARD)
+
+
+def stopped_at(at: int, asked: MergeJob, action: Action = "kill") -> str | None:
+    """Merge in a child that is stopped before its n-th file operation; which one that was, or None without one."""
+    WORD.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open("child.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+            _opened_by_python()
+            act_at(at, Path("run").resolve(), WORD.resolve(), action=action)
+            merge(asked)
+            code = 0
+        except (PhasedCptError, OSError):
+            code = 3
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # whatever happens, the child must not go on as a second pytest
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    stopped = -signal.SIGKILL if action == "kill" else 3
+    assert code in ((stopped, 0) if WORD.exists() else (0,)), f"{code}: {Path('child.log').read_text()[-2000:]}"
+    return " of ".join(json.loads(WORD.read_text().splitlines()[0])) if WORD.exists() else None
+
+
+def _opened_by_python() -> None:
+    """TensorFile writes without a buffer, through nothing that is counted: each of its writes is one of os.write."""
+
+    def write(self: TensorFile, content: Any) -> None:
+        self._hash.update(content)
+        self._at += len(content)
+        while content:
+            content = content[os.write(self._file.fileno(), content) :]
+
+    TensorFile._write = write  # type: ignore[method-assign]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """All files but for what the clock has said."""
+    found = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    facts = marker(folder)
+    facts.pop("seconds")
+    return found | {"merge.json": json.dumps(facts)}
+
+
+def inodes(folder: Path, *patterns: str) -> dict[str, tuple[int, int]]:
+    paths = (path for pattern in patterns for path in folder.glob(pattern))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def finished(building: Path) -> dict[str, tuple[int, int]]:
+    """Files of an unfinished merge that have their note, and what shows if they are written again."""
+    notes = (path.name.removesuffix(".done") for path in building.glob("*.done"))
+    return inodes(building, *notes)
+
+
+def whole(folder: Path, known: list[dict[str, str]]) -> None:
+    assert not folder.exists() or digests(folder) in known, "neither absent nor whole"
+
+
+def everything(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+
+
+@pytest.fixture
+def wanted(asked: MergeJob, before: MergeJob) -> dict[str, Any]:
+    """What an undisturbed merge makes, of each job."""
+    found: dict[str, Any] = {}
+    for name, each in (("old", before), ("new", asked)):
+        merge(each)
+        found[name] = digests(Path(each.output))
+        found[f"{name} tree"] = everything(Path("run"))
+        shutil.rmtree("run")
+    assert found["old"] != found["new"] and len(found["new"]) > 8
+    return found
+
+
+def each_stop(
+    begin: Callable[[], object], asked: MergeJob, step: int = 1, action: Action = "kill"
+) -> Iterator[tuple[int, str]]:
+    for at in range(1, EVERY, step):
+        shutil.rmtree("run", ignore_errors=True)
+        Path("run").mkdir()
+        begin()
+        if (place := stopped_at(at, asked, action)) is None:
+            return
+        yield at, place
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.requirement("M-04")
+@pytest.mark.fault(
+    "F5", "SIGKILL at each file operation of a merge", "absent or whole; gone on with, to the same bytes"
+)
+def test_killed_anywhere_it_is_absent_or_whole_and_goes_on(
+    asked: MergeJob, wanted: dict[str, Any], told: Callable[..., None]
+) -> None:
+    output, places, kept = Path(asked.output), [], 0
+    building = output.with_name(".merged_model.building")
+    for at, place in each_stop(lambda: None, asked):
+        places.append(place)
+        whole(output, [wanted["new"]])
+        there = finished(building)
+        assert merge(asked).now is not (output.exists() and not building.exists() and at == 0), place
+        assert digests(output) == wanted["new"], place
+        assert everything(Path("run")) == wanted["new tree"], place
+        again = inodes(output, *there)
+        assert again == there, f"{at}, {place}: finished files were written again"
+        kept = max(kept, len(there))
+        untouched = inodes(output, "*")
+        assert not merge(asked).now
+        assert inodes(output, "*") == untouched, "a third call does nothing"
+    assert kept >= 4, "the control: there were files to keep"
+    seen = " ".join(places)
+    for passage in ("write of", ".part", ".done", "config.json", "README.md", "merge.json", "os.rename"):
+        assert passage in seen, passage
+    told(f"SIGKILL at {len(places)} file operations, all to the same bytes", len(places))
+
+
+@pytest.mark.fault(
+    "F5", "SIGKILL at each file operation of a merge over an older one", "the old, none, or the new; whole"
+)
+def test_killed_anywhere_over_an_older_one(
+    asked: MergeJob, before: MergeJob, wanted: dict[str, Any], told: Callable[..., None]
+) -> None:
+    output, seen, count = Path(asked.output), set(), 0
+    merge(before)
+    shutil.move("run", "old")
+    for at, place in each_stop(lambda: shutil.copytree("old/merged_model", "run/merged_model"), asked, 3):
+        count += 1
+        whole(output, [wanted["old"], wanted["new"]])
+        seen.add(None if not output.exists() else digests(output) == wanted["new"])
+        merge(asked)
+        assert digests(output) == wanted["new"], f"{at}, {place}"
+        assert everything(Path("run")) == wanted["new tree"], f"{at}, {place}: something is left"
+    assert False in seen, "the old one stands until the new one is there"
+    told(f"SIGKILL at {count} file operations over an older merged model", count)
+
+
+@pytest.mark.fault("F5", "SIGKILL after the checks, while it is published", "not merged again")
+def test_killed_after_it_was_checked_it_is_not_merged_again(asked: MergeJob, wanted: dict[str, Any]) -> None:
+    output, building = Path(asked.output), Path(asked.output).with_name(".merged_model.building")
+    late = 0
+    for at, place in each_stop(lambda: None, asked):
+        if output.exists() or not (building / "README.md").exists():
+            continue
+        there = inodes(building, "*.safetensors")
+        merge(asked)
+        assert inodes(output, "*.safetensors") == there, f"{at}, {place}"
+        late += 1
+    assert late > 3
+
+
+@pytest.mark.fault(
+    "F14", "ENOSPC at each file operation of a merge", "absent or whole; gone on with, to the same bytes"
+)
+@pytest.mark.parametrize("action", ["full once", "stays full"])
+def test_a_full_disk_is_no_merged_model_and_goes_on(
+    action: Action, asked: MergeJob, wanted: dict[str, Any], told: Callable[..., None]
+) -> None:
+    output, count = Path(asked.output), 0
+    for at, place in each_stop(lambda: None, asked, 4, action):
+        count += 1
+        whole(output, [wanted["new"]])
+        merge(asked)
+        assert digests(output) == wanted["new"], f"{at}, {place}"
+    told(f"ENOSPC at {count} file operations of a merge", count)
+
+
+def test_what_was_made_of_another_job_is_not_gone_on_with(asked: MergeJob, before: MergeJob, wanted: dict[str, Any]) -> None:  # fmt: skip
+    output = Path(asked.output)
+    building = output.with_name(".merged_model.building")
+    for at, _ in each_stop(lambda: None, before):
+        if len(finished(building)) > 2:
+            break
+    assert finished(building)
+    merge(asked)
+    assert digests(output) == wanted["new"]
+    moved = replace(asked, output=str(output.with_name("elsewhere")), lineage={"run": "another"})
+    merge(moved)
+    assert marker(Path(moved.output))["digest"] == marker(output)["digest"]
