@@ -5,6 +5,7 @@ base + adapters ─ python -m phased_cpt.merge ─ .merged_model.building/ ─ c
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.plan import Plan
 from phased_cpt.published import read_source, require_published, source_of, weights_digest
-from phased_cpt.run_dir import RunDir
+from phased_cpt.run_dir import RunDir, sync_folder
 from phased_cpt.stopping import heard
 
 MARKER = "merge.json"
@@ -194,8 +195,11 @@ def merge(job: MergeJob, *, force: bool = False) -> Merged:
     output = Path(job.output)
     facts = None if force else read_marker(output)
     if facts is not None and facts["digest"] == job.digest and _is_whole(output, facts):
+        for left in (building_of(output), output.with_name(f".{output.name}.deleting")):
+            clear(left)  # of a call that was killed behind the last rename
         return Merged(output, facts, now=False)
     require_own(output)
+    _require_apart(output, [Path(job.base), *(Path(each.folder) for each in job.adapters)])
     _run(job)
     facts = read_marker(output)
     if facts is None or facts["digest"] != job.digest:
@@ -222,6 +226,37 @@ def require_own(output: Path) -> None:
         raise InputError(f"{output}: holds something that is no merged model; name another folder, or empty it")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: this is a file, and a merged model is a folder; name another")
+
+
+def _require_apart(output: Path, sources: Sequence[Path]) -> None:
+    """What is read must still be there when what was made takes its place."""
+    for source in sources:
+        one, other = output.resolve(), source.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise InputError(f"{output}: lies within {source}, which is merged, or around it; name another folder")
+
+
+def building_of(output: Path) -> Path:
+    """Where a merged model is made; beside it, so that it only has to be renamed."""
+    return output.with_name(f".{output.name}.building")
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Give what was made its name; an older one is gone for the moment between two renames."""
+    doomed = output.with_name(f".{output.name}.deleting")
+    clear(doomed)
+    if os.path.lexists(output):
+        os.rename(output, doomed)
+    os.rename(folder, output)
+    sync_folder(output.parent)
+    clear(doomed)
+    clear(building_of(output))
+
+
+def clear(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_whole(folder: Path, facts: dict[str, Any]) -> bool:

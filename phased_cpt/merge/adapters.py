@@ -47,16 +47,14 @@ class Adapted:
     def __init__(self, model: PreTrainedModel, given: Sequence[Given]) -> None:
         self.names = [f"adapter_{at}" for at in range(len(given))]
         configs = [_config(each.folder) for each in given]
-        if len(configs) > 1 and any(config.use_dora for config in configs):
-            what = "of adapters on top of each other, one is DoRA, whose strength hangs on those below it"
-            raise InputError(f"{given[-1].folder}: {what}; merge them one after the other")
+        _require_stackable(configs, given)
         self.reads: dict[str, Read] = {}  # by the name of the parameter in the adapted model
         self.replaced: dict[str, Read] = {}  # parameters of the base that an adapter brings its own values of
         self.adapted: PeftModel | None = None
         for name, config, each in zip(self.names, configs, given, strict=True):
             self._put_on(model, name, config, each.folder)
         if self.adapted is not None:
-            self.adapted.base_model.set_adapter(self.names)
+            self._set_all(given)
             for name, each in zip(self.names, given, strict=True):
                 _scale(self.adapted, name, each.scale)
             self.adapted.eval()
@@ -65,6 +63,16 @@ class Adapted:
         self._share()
         self.followers: list[str] = []
         self.sites = dict(self._sites())
+
+    def _set_all(self, given: Sequence[Given]) -> None:
+        assert self.adapted is not None
+        tuner: Any = self.adapted.base_model
+        try:
+            tuner.set_adapter(self.names)
+        except ValueError:
+            folders = ", ".join(str(each.folder) for each in given)
+            what = "two of these adapters have whole weights of the same layer, and only one can hold"
+            raise InputError(f"{folders}: {what}; merge them one after the other") from None
 
     def _put_on(self, model: PreTrainedModel, name: str, config: LoraConfig, folder: Path) -> None:
         options: dict[str, Any] = {"low_cpu_mem_usage": True, "autocast_adapter_dtype": False}
@@ -195,6 +203,15 @@ class Adapted:
                 self.merged(name, site)
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 raise InputError(f"{name} cannot be merged: {' '.join(str(error).split())}") from None
+
+
+def _require_stackable(configs: Sequence[LoraConfig], given: Sequence[Given]) -> None:
+    """What hangs on the layers below it, or puts itself in their place, can only be merged into them."""
+    for config, each in zip(configs, given, strict=True) if len(given) > 1 else ():
+        kind = "DoRA" if config.use_dora else "of tokens" if config.trainable_token_indices else None
+        if kind is not None:
+            what = f"of adapters on top of each other, one is {kind}, which hangs on those below it"
+            raise InputError(f"{each.folder}: {what}; merge them one after the other")
 
 
 def base_name(param: str) -> str:

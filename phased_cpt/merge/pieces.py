@@ -46,10 +46,11 @@ class Output:
         of = {name: piece for piece in made for group in piece.groups for name in group.names}
         self.pieces: list[Piece] = []
         for name in self._stored:
+            if name in base.places.twice:
+                continue
             piece = of.get(name) or Piece(copied=name)
-            if piece not in self.pieces[-1:] and not piece.tensors:
-                self._announce(piece)
-                self.pieces.append(piece)
+            if not piece.tensors:
+                self.pieces.append(self._announce(piece))
         self.pieces += [self._announce(piece) for piece in made if not piece.tensors]
 
     def make(self, piece: Piece) -> Iterator[tuple[str, Tensor]]:

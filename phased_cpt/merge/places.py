@@ -7,7 +7,7 @@ mlp.experts.1.…                ┘
 Mostly a name is a parameter. Where it is not, transformers knows, and is asked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 )
 
 from phased_cpt.errors import InputError
-from phased_cpt.merge.stored import Stored
+from phased_cpt.merge.stored import Folder, Stored
 
 
 @dataclass
@@ -45,8 +45,9 @@ class Group:
 class Places:
     """Of a model without weights, and the names in its files."""
 
-    def __init__(self, model: PreTrainedModel, stored: Mapping[str, Stored]) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, folder: Folder) -> None:
+        self.model, stored = model, folder.tensors
+        self._stored, self._folder = stored, folder.folder
         self.shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
         conversions = get_model_conversion_mapping(model)
         self.groups = _grouped(model, conversions, stored, self.shapes)
@@ -59,8 +60,23 @@ class Places:
                 blank = {name: _blank(stored[name]) for name in group.names}
                 group.params = tuple(self.together(group, blank.__getitem__))
         self.of = {param: group for group in self.groups for param in group.params}
-        self.unplaced = [name for name in stored if name not in {name for each in self.groups for name in each.names}]
+        twice = [self.of.pop(param) for param in _written_twice(model, self.of, folder)]
+        self.twice = {name for group in twice for name in group.names}
+        self.groups = [group for group in self.groups if group not in twice]
         self.tied = _tied(model, self.of)
+
+    @property
+    def differ(self) -> bool:
+        """Whether tensors that the architecture ties are two in the files, and not the same."""
+        return any(len(names) > 1 for names in _same_params(self.model, self.of))
+
+    def _require_shapes(self) -> None:
+        for group in self.groups:
+            blank = {name: _blank(self._stored[name]) for name in group.names}
+            for param, made in self.together(group, blank.__getitem__).items():
+                if tuple(made.shape) != self.shapes[param]:
+                    what = f"{param} is {list(made.shape)} in them, and {list(self.shapes[param])} by it"
+                    raise InputError(f"{self._folder}: the weights are not those of its config.json: {what}")
 
     def together(self, group: Group, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The parameters that the tensors of a group make."""
@@ -81,9 +97,28 @@ class Places:
     def require_all(self) -> None:
         """A parameter that the files lack would be drawn at random by whoever loads them."""
         named = (name for name, _ in self.model.named_parameters(remove_duplicate=False))
+        self._require_shapes()
         if missing := [name for name in named if name not in self.of and name not in self.tied]:
             more = f", and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-            raise InputError(f"the base cannot be merged into: {missing[0]}{more} missing from its weights")
+            raise InputError(f"{self._folder}: nothing can be merged into it: {missing[0]}{more} missing in its files")
+
+
+def _written_twice(model: nn.Module, of: Mapping[str, Group], folder: Folder) -> list[str]:
+    """Second names of tied tensors that the files have as well: torch.save writes both. The first is enough."""
+    found = []
+    for first, *others in _same_params(model, of):
+        one = folder.read(of[first].names[0]) if others else None
+        found += [each for each in others if one is not None and torch.equal(one, folder.read(of[each].names[0]))]
+    return found
+
+
+def _same_params(model: nn.Module, of: Mapping[str, Group]) -> Iterator[list[str]]:
+    """The names of each parameter that the files know."""
+    names: dict[int, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        if name in of:
+            names.setdefault(id(param), []).append(name)
+    yield from names.values()
 
 
 def _grouped(

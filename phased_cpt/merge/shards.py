@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def done_shards(folder: Path, shards: list[Shard]) -> dict[str, dict[str, Any]]:
     """Those that an earlier call has finished, and what it has noted of them; the bytes are looked at again."""
     found = {}
     for shard in shards:
-        note = folder / f"{shard.name}{DONE}"
+        note = _note_of(folder, shard)
         try:
             facts = json.loads(note.read_bytes())
             if sha256_of(folder / shard.name) == facts["sha256"]:
@@ -82,6 +82,11 @@ def done_shards(folder: Path, shards: list[Shard]) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _note_of(folder: Path, shard: Shard) -> Path:
+    """Beside the folder of the model, which is published as it is."""
+    return folder.parent / f"{shard.name}{DONE}"
 
 
 def write(
@@ -135,6 +140,7 @@ class _Writer:
         self._folder, self._advance, self._looked_at = folder, advance, looked_at
         self._parts: Queue[tuple[Shard, str, Tensor] | None] = Queue(WAITING)
         self._failed: BaseException | None = None
+        self._gone = False  # the one who makes them has failed
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self.notes: dict[str, dict[str, Any]] = {}
 
@@ -145,7 +151,10 @@ class _Writer:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self._offer(None)
-            self._thread.join()
+        elif self._failed is None:
+            self._gone = True
+        self._thread.join()
+        if kind is None:
             self._raise()
 
     def put(self, shard: Shard, name: str, part: Tensor) -> None:
@@ -167,7 +176,7 @@ class _Writer:
     def _run(self) -> None:
         try:
             now: _Open | None = None
-            while (what := self._parts.get()) is not None:
+            while (what := self._next()) is not None:
                 shard, name, part = what
                 if now is None or now.shard is not shard:
                     self._finish(now)
@@ -179,10 +188,18 @@ class _Writer:
         except BaseException as error:
             self._failed = error
 
+    def _next(self) -> tuple[Shard, str, Tensor] | None:
+        while not self._gone:
+            try:
+                return self._parts.get(timeout=0.2)
+            except Empty:
+                continue
+        raise InterruptedError
+
     def _finish(self, now: "_Open | None") -> None:
         if now is not None:
             facts = {"sha256": now.close(), **self._looked_at()}
-            publish_file(self._folder / f"{now.shard.name}{DONE}", json.dumps(facts).encode())
+            publish_file(_note_of(self._folder, now.shard), json.dumps(facts).encode())
             self.notes[now.shard.name] = facts
 
 
@@ -225,7 +242,7 @@ class _Open:
 
 def _require_finite(name: str, part: Tensor) -> None:
     """By the bits of the exponents, in pieces that stay in the cache: fifty times as fast as torch.isfinite."""
-    if part.dtype not in EXPONENTS:
+    if part.dtype not in EXPONENTS or not part.numel():
         return
     bits, exponent = EXPONENTS[part.dtype]
     if any(int((each & exponent).max()) == exponent for each in torch.split(part.reshape(-1).view(bits), CACHED)):

@@ -88,6 +88,7 @@ def _files_of(folder: Path, stem: str) -> list[Path]:
 
 def _head_of(path: Path) -> Iterator[tuple[str, Stored]]:
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             head = json.loads(file.read(length))
@@ -95,6 +96,8 @@ def _head_of(path: Path) -> Iterator[tuple[str, Stored]]:
             if name != "__metadata__":
                 begin, end = each["data_offsets"]
                 stored = Stored(path, TYPES[each["dtype"]], tuple(each["shape"]), 8 + length + begin, end - begin)
+                if stored.offset + stored.bytes > size:
+                    raise ValueError("it ends in the midst of its tensors")
                 yield name, stored
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no safetensors file that can be read: {error!r}") from None
+        raise InputError(f"{path}: no safetensors file that can be read: {error}") from None

@@ -30,13 +30,12 @@ from phased_cpt.merge.quantised import FourBits
 from phased_cpt.merge.stored import Folder
 from phased_cpt.merge.texts import Windows, held_out, own_text
 from phased_cpt.merge.walk import walked
-from phased_cpt.merging import FORMAT, MARKER, MergeJob
+from phased_cpt.merging import FORMAT, MARKER, MergeJob, building_of, clear, publish
 from phased_cpt.model.base import TYPES
 from phased_cpt.published import weights_digest
-from phased_cpt.run_dir import publish_file, require_room, sync_folder
-from phased_cpt.sealed import remove
+from phased_cpt.run_dir import publish_file, require_room
 
-PLAN = "plan.json"
+PLAN, MODEL = "plan.json", "model"
 CHECK_ROWS, CHECK_TOKENS = 2, 64
 
 
@@ -64,7 +63,7 @@ def merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     began = time.monotonic()
     materials = _materials(job)
     four_bits = FourBits(empty_model_of(job), job.four_bits.precision, job.four_bits.storage) if job.four_bits else None
-    folder = _building(job)
+    folder = begun(job)
     windows = _windows(materials)
     choice = _chosen(materials, four_bits, windows, watcher.tell)
     output = materials.output(four_bits if choice and choice.kind == "dequantized" else None)
@@ -75,7 +74,7 @@ def merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     watcher.end()
     wrote = time.monotonic() - began
     files.write_index(folder, shards)
-    write_configs(job, folder, materials.dtype, bool(output.untied))
+    write_configs(job, folder, materials.dtype, bool(output.untied) or materials.places.differ)
     watcher.tell(f"written in {wrote:.0f} s; checked against base and adapter")
     logits = _checked(materials, output, folder, windows)
     facts = {
@@ -108,7 +107,7 @@ def _materials(job: MergeJob) -> Materials:
     """All that can be refused is refused here, before anything is written."""
     empty = empty_model_of(job)
     folder = Folder(Path(job.base))
-    places = Places(empty, folder.tensors)
+    places = Places(empty, folder)
     places.require_all()
     wrapped = empty_model_of(job)
     adapted = Adapted(wrapped, [Given(Path(each.folder), each.scale) for each in job.adapters])
@@ -121,20 +120,20 @@ def _materials(job: MergeJob) -> Materials:
     return Materials(job, empty, places, folder, adapted, dtype, device)
 
 
-def _building(job: MergeJob) -> Path:
+def begun(job: MergeJob) -> Path:
     """Where it is made: what an earlier call has made of the same is gone on with."""
-    output = Path(job.output)
-    folder = output.with_name(f".{output.name}.building")
+    building = building_of(Path(job.output))
     try:
-        same = json.loads((folder / PLAN).read_bytes())["digest"] == job.digest
+        same = json.loads((building / PLAN).read_bytes())["digest"] == job.digest
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
+    folder = building / MODEL
     folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob("*.part"):
-        part.unlink()
-    publish_file(folder / PLAN, json.dumps({"digest": job.digest}).encode())
+    for left in (*folder.glob("*.part"), *folder.glob(".*.tmp")):
+        left.unlink()
+    publish_file(building / PLAN, json.dumps({"digest": job.digest}).encode())
     return folder
 
 
@@ -154,13 +153,13 @@ def _chosen(
     """Of a base that training kept in 4 bits."""
     if four_bits is None:
         return None
-    path = _building(materials.job) / "choice.json"
+    path = building_of(Path(materials.job.output)) / "choice.json"
     try:  # an earlier call has measured: half a model of each would be worse than either
         return Choice(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         pass
     outputs = {"bf16": materials.output(), "dequantized": materials.output(four_bits)}
-    measured = windows if materials.job.held_out else None
+    measured = windows if windows.are_held_out else None
     choice = choose(
         materials.job.base_kind, outputs, materials.empty, measured, four_bits, materials.device, tell
     )  # fmt: skip
@@ -178,13 +177,13 @@ def _checked(materials: Materials, output: Output, folder: Path, windows: Window
     )  # fmt: skip
     written = empty_model(folder, trust_remote_code=materials.job.trust_remote_code)
     there = Folder(folder)
-    places = Places(written, there.tensors)
+    places = Places(written, there)
     places.require_all()
     merged = walked(written, Base(there, places, {}).read, rows, materials.device)
     exact = materials.dtype == torch.float32
     logits = compared(live, merged, exact=exact)
     if not logits.holds:
-        shutil.rmtree(folder)
+        clear(building_of(Path(materials.job.output)))
         what = f"relative {logits.relative:.1e}, {logits.agreed} of {logits.clear} clear positions agree"
         raise PhasedCptError(f"{materials.job.output}: the merged model is not base and adapter ({what}); not kept")
     return logits
@@ -193,15 +192,10 @@ def _checked(materials: Materials, output: Output, folder: Path, windows: Window
 def _publish(job: MergeJob, folder: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
     """The card, the marker, and then the name."""
     write_card(job, folder, facts)
-    for left in [*folder.glob(f"*{files.DONE}"), folder / PLAN, folder / "choice.json"]:
-        left.unlink(missing_ok=True)
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    sizes = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    sizes = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.iterdir()) if path.name != MARKER}
     told_files = {name: each | ({"sha256": digests[name]} if name in digests else {}) for name, each in sizes.items()}
     publish_file(folder / MARKER, (json.dumps(facts | {"files": told_files}, indent=1) + "\n").encode())
-    output = Path(job.output)
-    remove(output)
-    os.rename(folder, output)
-    sync_folder(output.parent)
+    publish(folder, Path(job.output))

@@ -13,6 +13,7 @@ from phased_cpt.data.blocks import IGNORED
 from phased_cpt.data.index import open_blocks
 from phased_cpt.errors import InputError
 
+HELD_OUT = "held-out documents"
 LONGEST = 128  # tokens; where a weight is wrong, few of them tell
 
 
@@ -24,6 +25,10 @@ class Windows:
     positions: Tensor
     labels: Tensor
     of: str
+
+    @property
+    def are_held_out(self) -> bool:
+        return self.of == HELD_OUT
 
     def first(self, count: int, length: int) -> "Windows":
         cut = (slice(0, count), slice(0, length))
@@ -49,7 +54,7 @@ def held_out(index: Path, count: int) -> Windows:
         torch.from_numpy(np.stack([row[key][:length] for row in rows]))
         for key in ("input_ids", "position_ids", "labels")
     )
-    return Windows(ids, positions, labels, "held-out documents")
+    return Windows(ids, positions, labels, HELD_OUT)
 
 
 def own_text(tokenizer: Path, vocabulary: int) -> Windows:
