@@ -22,11 +22,10 @@ from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.plan import Plan
-from phased_cpt.published import read_source, require_published, source_of, weights_digest
+from phased_cpt.published import MERGED_MARKER, read_source, require_published, source_of, weights_digest
 from phased_cpt.run_dir import RunDir, sync_folder
 from phased_cpt.stopping import heard
 
-MARKER = "merge.json"
 FORMAT = 1
 RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRACE_SECONDS = 10.0
@@ -210,7 +209,7 @@ def merge(job: MergeJob, *, force: bool = False) -> Merged:
 def read_marker(folder: Path) -> dict[str, Any] | None:
     """What a merged model says of itself; None where there is none."""
     try:
-        facts = json.loads((folder / MARKER).read_bytes())
+        facts = json.loads((folder / MERGED_MARKER).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):

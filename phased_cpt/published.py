@@ -17,6 +17,7 @@ from phased_cpt.ledger import Adapter, Weights
 from phased_cpt.ledger.fingerprint import digest_of
 
 MARKER = "source.json"
+MERGED_MARKER = "merge.json"
 FOLDERS = {"adapter": "best_adapter", "base": "best_model"}
 # What adapter_config.json says of places and of the program that wrote it, and not of the adapter.
 NOT_MEANT = ("base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version", "task_type")
@@ -80,6 +81,14 @@ def source_of(folder: Path) -> Source | None:
         return None
     except (OSError, ValueError, TypeError):
         raise PhasedCptError(f"{folder / MARKER}: damaged; train the phase again") from None
+
+
+def read_layers(merged: Path) -> list[str] | None:
+    """The digests of the adapters in a merged model; None of one that does not say."""
+    try:
+        return [each["digest"] for each in json.loads((merged / MERGED_MARKER).read_bytes())["adapters"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def published_weights(root: Path, phase_folder: str, fingerprint: str, start: Weights) -> Weights | None:

@@ -30,9 +30,9 @@ from phased_cpt.merge.quantised import FourBits
 from phased_cpt.merge.stored import Folder
 from phased_cpt.merge.texts import Windows, held_out, own_text
 from phased_cpt.merge.walk import walked
-from phased_cpt.merging import FORMAT, MARKER, MergeJob, building_of, clear, publish
+from phased_cpt.merging import FORMAT, MergeJob, building_of, clear, publish
 from phased_cpt.model.base import TYPES
-from phased_cpt.published import weights_digest
+from phased_cpt.published import MERGED_MARKER, weights_digest
 from phased_cpt.run_dir import publish_file, require_room
 
 PLAN, MODEL = "plan.json", "model"
@@ -195,7 +195,8 @@ def _publish(job: MergeJob, folder: Path, facts: dict[str, Any], digests: dict[s
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    sizes = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.iterdir()) if path.name != MARKER}
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MERGED_MARKER]
+    sizes = {path.name: {"bytes": path.stat().st_size} for path in paths}
     told_files = {name: each | ({"sha256": digests[name]} if name in digests else {}) for name, each in sizes.items()}
-    publish_file(folder / MARKER, (json.dumps(facts | {"files": told_files}, indent=1) + "\n").encode())
+    publish_file(folder / MERGED_MARKER, (json.dumps(facts | {"files": told_files}, indent=1) + "\n").encode())
     publish(folder, Path(job.output))

@@ -31,7 +31,7 @@ from phased_cpt.ledger import RunRecord, Weights, read_record
 from phased_cpt.model.adapter import base_of
 from phased_cpt.model.base import Tell, load_base
 from phased_cpt.plan import Plan, make_plan
-from phased_cpt.published import require_published
+from phased_cpt.published import read_layers, require_published
 from phased_cpt.run_dir import RunDir
 from phased_cpt.wanted import ModelsWanted
 
@@ -133,7 +133,11 @@ def line_up(wanted: ModelsWanted, *, tell: Callable[[str], object]) -> Lineup:
             raise InputError("no model is named; add --run-dir, --adapter or --model")
         root = wanted.run_dir.expanduser().resolve()
         record, plan = read_run(root, wanted.base)
-        return Lineup(_of_run(root, record, plan, wanted, device), device, tell, record, root)
+        members = _of_run(root, record, plan, wanted, device)
+        merged = root / Path(plan.config.merge.output_dir).expanduser()
+        if _is_of(merged, record, tell):
+            members[MERGED] = Member(_plain(merged, wanted, device))
+        return Lineup(members, device, tell, record, root)
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -174,10 +178,19 @@ def _of_run(root: Path, record: RunRecord, plan: Plan, wanted: ModelsWanted, dev
         adapters = phase.published.adapters  # a phase that starts from an adapter publishes that one, trained further
         name = phase.folder if phase.name in (BASE, MERGED) else phase.name
         members[name] = Member(whole, root / adapters[-1].folder if adapters else None)
-    merged = root / Path(plan.config.merge.output_dir).expanduser()
-    if (merged / "config.json").exists():
-        members[MERGED] = Member(_plain(merged, wanted, device))
     return members
+
+
+def _is_of(merged: Path, record: RunRecord, tell: Callable[[str], object]) -> bool:
+    """Whether a merged model is there, and that of what the run has published last."""
+    if not (merged / "config.json").exists():
+        return False
+    last = next(phase.published for phase in reversed(record.phases) if phase.published)
+    layers = read_layers(merged)
+    if layers is not None and layers != [adapter.digest for adapter in last.adapters]:
+        tell(f"{merged} is of other adapters than the last phase's; `phased-cpt merge` makes it anew")
+        return False
+    return True
 
 
 def _require_once(root: Path, weights: Weights, checked: set[str]) -> None:
