@@ -25,6 +25,7 @@ def trained_run(zygote: Zygote, folder: Path) -> Path:
         "data": {"max_tokens": 128, "overlap_tokens": 16, "eval_share": 0.1, "eval_max_tokens": 1000},
         "training": {"micro_batch_size": 8, "global_batch_size": 8, "learning_rate": 0.05, "warmup_steps": 1, "deepspeed": "zero2"},
         "evaluation": {"every_steps": 4},
+        "merge": {"enabled": False},
         "phases": [
             {"name": "foundation", "sources": str(SAMPLE / "phase1_foundation.jsonl"), "max_steps": 4},
             {"name": "evolution", "sources": str(SAMPLE / "phase2_evolution.jsonl"), "max_steps": 4},

@@ -103,6 +103,7 @@ def short(sources: tuple[Path, Path], data_cache: Path) -> Config:  # noqa: F811
         },
         "evaluation": {"every_steps": 1, "micro_batch_size": 4},
         "checkpoint": {"every_steps": 1, "keep": 2},
+        "merge": {"enabled": False},
         "phases": [
             {"name": name, "sources": str(path), "max_steps": 3}
             for name, path in zip(("one", "two"), sources, strict=True)

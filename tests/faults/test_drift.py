@@ -195,7 +195,7 @@ def test_another_way_of_execution_goes_on_and_is_recorded(key: str, runs: Runs, 
 def test_bookkeeping_may_change(runs: Runs, reference: Reference) -> None:
     reference.copy("two steps of two")
     others = runs.with_(
-        checkpoint={"every_steps": 2, "keep": 5}, launch={"hang_minutes": 3, "retries": 2}, merge={"enabled": False},
+        checkpoint={"every_steps": 2, "keep": 5}, launch={"hang_minutes": 3, "retries": 2}, merge={"enabled": False, "max_shard_size": "1GB"},
         run={"name": "another"}, tracking={"tensorboard": {"enabled": False}},
     )  # fmt: skip
     others["phases"] = [phase | {"description": "in other words"} for phase in others["phases"]]
