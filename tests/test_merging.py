@@ -154,7 +154,6 @@ def test_what_somebody_has_put_into_a_merged_model_is_not_deleted(children: list
         merge(replace(JOB, dtype="fp32"))
 
 
-@pytest.mark.xfail(strict=True, reason="D6: the base is replaced, and each call adds the adapter once more")
 def test_the_output_is_not_the_base(children: list[MergeJob], tmp_path: Path) -> None:
     merge(JOB)
     with pytest.raises(InputError):

@@ -121,7 +121,7 @@ def test_a_finished_file_that_was_damaged_since_is_written_again(
     """Of a merge that was stopped."""
     it = made("plain")
     stopped(it.base, it.adapter, output, monkeypatch)
-    building = output.with_name(".merged_model.building")
+    building = output.with_name(".merged_model.building") / "model"
     first, second = sorted(building.glob("*.safetensors"))[:2]
     flipped(first, next(iter(heads(building)[first.name])))
     kept = second.stat().st_ino

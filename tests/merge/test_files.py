@@ -222,7 +222,6 @@ def test_a_base_in_bin_files_merges_to_the_same(kind: str, files: int, made: Mak
     assert apart(logits(plain(output)), logits(it.live())) <= EXACT
 
 
-@pytest.mark.xfail(strict=True, reason="D1: a base that holds both of two tied tensors")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("tied")])
 def test_tied_embeddings_that_the_base_has_written_twice(kind: str, made: Making, output: Path, tmp_path: Path) -> None:
     """torch.save writes one tensor by both of its names."""
