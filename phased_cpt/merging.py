@@ -5,7 +5,6 @@ base + adapters ─ python -m phased_cpt.merge ─ .merged_model.building/ ─ c
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from phased_cpt.errors import InputError, Interrupted, LedgerRefuses, PhasedCptE
 from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
 from phased_cpt.ledger.fingerprint import digest_of
+from phased_cpt.merged_folder import alone, clear_left, is_whole, read_marker, require_free
 from phased_cpt.plan import Plan
-from phased_cpt.published import MERGED_MARKER, read_source, require_published, source_of, weights_digest
-from phased_cpt.run_dir import RunDir, sync_folder
+from phased_cpt.published import read_source, require_published, source_of, weights_digest
+from phased_cpt.run_dir import RunDir
 from phased_cpt.stopping import heard
 
 FORMAT = 1
@@ -167,10 +167,9 @@ def merge_folders(base: str, adapters: Sequence[Path], output: Path, overrides: 
     wanted = from_record({"model": {"name": base}}, "--base", overrides).config.merge
     with heard():
         folder, _commit = find_weights(base, None, "--base")
-        known, first = digests_of(folder), source_of(adapters[0])
-        if first is not None and first.base and first.base not in known:
-            what = f"this adapter was trained on another base than {folder} (digest {first.base[:12]}…)"
-            raise InputError(f"{adapters[0]}: {what}; name that one with --base")
+        known = digests_of(folder)
+        for each in adapters:
+            _require_adapter_of(each, folder, known)
         kept = FourBitBase("bf16" if wanted.dtype == "auto" else wanted.dtype, "auto")
         of_tokenizer = (each for each in (*adapters[::-1], folder) if (each / "tokenizer_config.json").exists())
         return merge(
@@ -189,80 +188,31 @@ def merge_folders(base: str, adapters: Sequence[Path], output: Path, overrides: 
         )
 
 
-def merge(job: MergeJob, *, force: bool = False) -> Merged:
+def _require_adapter_of(adapter: Path, base: Path, known: set[str]) -> None:
+    """An adapter of ours knows what it was trained on; of another, names and shapes are looked at later."""
+    if not (adapter / "adapter_config.json").exists():
+        what = "is no adapter (it has no adapter_config.json)" if adapter.is_dir() else "no such folder"
+        raise InputError(f"--adapter: {adapter}: {what}")
+    source = source_of(adapter)
+    if source is not None and source.base and source.base not in known:
+        what = f"this adapter was trained on another base than {base} (digest {source.base[:12]}…)"
+        raise InputError(f"{adapter}: {what}; name that one with --base")
+
+
+def merge(job: MergeJob) -> Merged:
     """The merged model of a job: made by a child process, unless it is there."""
     output = Path(job.output)
-    facts = None if force else read_marker(output)
-    if facts is not None and facts["digest"] == job.digest and _is_whole(output, facts):
-        for left in (building_of(output), output.with_name(f".{output.name}.deleting")):
-            clear(left)  # of a call that was killed behind the last rename
-        return Merged(output, facts, now=False)
-    require_own(output)
-    _require_apart(output, [Path(job.base), *(Path(each.folder) for each in job.adapters)])
-    _run(job)
-    facts = read_marker(output)
+    with alone(output):
+        facts = read_marker(output)
+        if facts is not None and facts["digest"] == job.digest and is_whole(output, facts):
+            clear_left(output)
+            return Merged(output, facts, now=False)
+        require_free(output, [Path(job.base), *(Path(each.folder) for each in job.adapters)])
+        _run(job)
+        facts = read_marker(output)
     if facts is None or facts["digest"] != job.digest:
         raise PhasedCptError(f"{output}: the merge has ended without publishing")
     return Merged(output, facts, now=True)
-
-
-def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What a merged model says of itself; None where there is none."""
-    try:
-        facts = json.loads((folder / MERGED_MARKER).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        facts = None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("files"), dict) and "digest" in facts else {
-        "digest": "", "files": {}
-    }  # fmt: skip
-
-
-def require_own(output: Path) -> None:
-    """Nothing is written over that a merge has not written."""
-    if output.is_dir() and any(output.iterdir()) and read_marker(output) is None:
-        raise InputError(f"{output}: holds something that is no merged model; name another folder, or empty it")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: this is a file, and a merged model is a folder; name another")
-
-
-def _require_apart(output: Path, sources: Sequence[Path]) -> None:
-    """What is read must still be there when what was made takes its place."""
-    for source in sources:
-        one, other = output.resolve(), source.resolve()
-        if one == other or one in other.parents or other in one.parents:
-            raise InputError(f"{output}: lies within {source}, which is merged, or around it; name another folder")
-
-
-def building_of(output: Path) -> Path:
-    """Where a merged model is made; beside it, so that it only has to be renamed."""
-    return output.with_name(f".{output.name}.building")
-
-
-def publish(folder: Path, output: Path) -> None:
-    """Give what was made its name; an older one is gone for the moment between two renames."""
-    doomed = output.with_name(f".{output.name}.deleting")
-    clear(doomed)
-    if os.path.lexists(output):
-        os.rename(output, doomed)
-    os.rename(folder, output)
-    sync_folder(output.parent)
-    clear(doomed)
-    clear(building_of(output))
-
-
-def clear(folder: Path) -> None:
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_whole(folder: Path, facts: dict[str, Any]) -> bool:
-    try:
-        return all((folder / name).stat().st_size == each["bytes"] for name, each in facts["files"].items())
-    except (OSError, KeyError, TypeError):
-        return False
 
 
 def _run(job: MergeJob) -> None:

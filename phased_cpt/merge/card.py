@@ -7,13 +7,9 @@ from typing import Any
 
 import torch
 
+from phased_cpt.merged_folder import TOKENIZER_FILES
 from phased_cpt.merging import MergeJob
 from phased_cpt.run_dir import publish_file
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
 
 
 def write_configs(job: MergeJob, folder: Path, dtype: torch.dtype, untied: bool) -> None:

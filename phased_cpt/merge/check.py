@@ -21,6 +21,10 @@ AGREED = 0.999
 PROBES = 4
 
 
+class Wrong(PhasedCptError):  # noqa: N818
+    """What comes out is not what should."""
+
+
 @dataclass(frozen=True)
 class Logits:
     """How far the merged model is from base and adapters."""
@@ -75,9 +79,11 @@ class Probe:
         """How far the merged layer's answers are from those before."""
         pairs = zip(self._expected, self._answers(live=False), strict=True)
         off = max((_off(*pair) for pair in pairs), default=0.0)
-        if not off <= EXACT:
+        if not math.isfinite(off):
+            raise Wrong(f"{self._name} is not finite after merging; the adapter, or the base, is damaged")
+        if off > EXACT:
             what = f"the merged weights are not base and adapter ({off:.1e} off)"
-            raise PhasedCptError(f"{self._name}: {what}; nothing is merged")
+            raise Wrong(f"{self._name}: {what}; nothing is merged")
         return off
 
     def _answers(self, *, live: bool) -> list[Tensor]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.merge.check import Wrong
 from phased_cpt.model.base import TYPES, four_bits
 
 # nf4 costs 9 % of a weight's norm; what a CPU makes of packed weights that have run costs 144 %.
@@ -51,6 +51,4 @@ class FourBits:
 def _require_near(param: str, back: Tensor, weight: Tensor) -> None:
     off = float((back.float() - weight.float()).norm() / weight.float().norm().clamp(min=1e-30))
     if off > GARBAGE:
-        raise PhasedCptError(
-            f"{param}: 4 bits make something else of it ({off:.0%} of its norm off); nothing is merged"
-        )
+        raise Wrong(f"{param}: 4 bits make something else of it ({off:.0%} of its norm off); nothing is merged")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from phased_cpt.data.cache import sha256_of
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.merge.check import Wrong
 from phased_cpt.merge.pieces import Output, Piece
 from phased_cpt.model.tensor_file import Shape, TensorFile, size_of
 from phased_cpt.run_dir import publish_file, sync_folder
@@ -237,7 +237,7 @@ class _Open:
         while count < len(space) and (more := os.preadv(self._back, [space.numpy().data[count:]], at + count)):
             count += more
         if not _same(space, same):
-            raise PhasedCptError(f"{self._beside}: {name} comes back from the disk as other bytes than were written")
+            raise Wrong(f"{self._beside}: {name} comes back from the disk as other bytes than were written")
 
 
 def _require_finite(name: str, part: Tensor) -> None:
@@ -246,7 +246,7 @@ def _require_finite(name: str, part: Tensor) -> None:
         return
     bits, exponent = EXPONENTS[part.dtype]
     if any(int((each & exponent).max()) == exponent for each in torch.split(part.reshape(-1).view(bits), CACHED)):
-        raise PhasedCptError(f"{name} is not finite after merging; the adapter, or the base, is damaged")
+        raise Wrong(f"{name} is not finite after merging; the adapter, or the base, is damaged")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

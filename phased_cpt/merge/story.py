@@ -5,7 +5,6 @@ the base's shape ─ adapters on it ─ which base? ─ files, one after the oth
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from phased_cpt.errors import PhasedCptError
 from phased_cpt.merge import shards as files
 from phased_cpt.merge.adapters import Adapted, Given
 from phased_cpt.merge.card import told, write_card, write_configs
-from phased_cpt.merge.check import Logits, compared
+from phased_cpt.merge.check import Logits, Wrong, compared
 from phased_cpt.merge.choice import WINDOWS, Choice, choose, tokens_that_fit
 from phased_cpt.merge.empty import empty_model
 from phased_cpt.merge.numbers import Base
@@ -30,7 +29,8 @@ from phased_cpt.merge.quantised import FourBits
 from phased_cpt.merge.stored import Folder
 from phased_cpt.merge.texts import Windows, held_out, own_text
 from phased_cpt.merge.walk import walked
-from phased_cpt.merging import FORMAT, MergeJob, building_of, clear, publish
+from phased_cpt.merged_folder import building_of, clear_left, empty, publish
+from phased_cpt.merging import FORMAT, MergeJob
 from phased_cpt.model.base import TYPES
 from phased_cpt.published import MERGED_MARKER, weights_digest
 from phased_cpt.run_dir import publish_file, require_room
@@ -60,6 +60,14 @@ class Materials:
 
 def merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     """The merged model of a job, checked and published; what is known of it."""
+    try:
+        return _merge(job, watcher)
+    except Wrong:
+        clear_left(Path(job.output))  # it would only come out wrong again
+        raise
+
+
+def _merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     began = time.monotonic()
     materials = _materials(job)
     four_bits = FourBits(empty_model_of(job), job.four_bits.precision, job.four_bits.storage) if job.four_bits else None
@@ -127,10 +135,11 @@ def begun(job: MergeJob) -> Path:
         same = json.loads((building / PLAN).read_bytes())["digest"] == job.digest
     except (OSError, ValueError, KeyError, TypeError):
         same = False
+    building.mkdir(parents=True, exist_ok=True)
     if not same:
-        shutil.rmtree(building, ignore_errors=True)
+        empty(building)
     folder = building / MODEL
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for left in (*folder.glob("*.part"), *folder.glob(".*.tmp")):
         left.unlink()
     publish_file(building / PLAN, json.dumps({"digest": job.digest}).encode())
@@ -183,9 +192,8 @@ def _checked(materials: Materials, output: Output, folder: Path, windows: Window
     exact = materials.dtype == torch.float32
     logits = compared(live, merged, exact=exact)
     if not logits.holds:
-        clear(building_of(Path(materials.job.output)))
         what = f"relative {logits.relative:.1e}, {logits.agreed} of {logits.clear} clear positions agree"
-        raise PhasedCptError(f"{materials.job.output}: the merged model is not base and adapter ({what}); not kept")
+        raise Wrong(f"{materials.job.output}: the merged model is not base and adapter ({what}); not kept")
     return logits
 
 

@@ -148,7 +148,10 @@ def test_what_4_bits_took_is_told_beside_what_the_adapter_gave(materials: Materi
 def test_where_nothing_can_be_measured_it_is_the_base_that_was_trained_beside(
     materials: Materials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (chosen(materials, None).kind, "no held-out documents" in chosen(materials, None).why) == ("dequantized", True)
+    assert (chosen(materials, None).kind, "no held-out documents" in chosen(materials, None).why) == (
+        "dequantized",
+        True,
+    )
     monkeypatch.setattr(choice, "CPU_OPERATIONS", 1e6)
     found = chosen(materials, windows())
     assert found.kind == "dequantized" and "too many to measure" in found.why
