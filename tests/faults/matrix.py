@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +84,7 @@ class Matrix:
 
     path: Path
     made_of: str  # read at the beginning: that is what runs
+    rows: Sequence[str] = ()  # of these faults alone; the others stay as an earlier run has written them
     proofs: dict[str, list[Proof]] = field(default_factory=lambda: {fault: [] for fault in FAULTS})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -105,7 +106,30 @@ class Matrix:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             return  # a run that was broken off has nothing to say
-        self.path.write_text("\n".join(self._page()))
+        before = self.path.read_text().splitlines() if self.rows else []
+        self.path.write_text("\n".join(self._kept(before) if before else self._page()))
+
+    def _kept(self, before: list[str]) -> Iterator[str]:
+        """The page as it was, but for some rows and what their tests have told."""
+        mine = {f"| {fault} |" for fault in self.rows} | {f"- {fault} `" for fault in self.rows}
+        made_of = f"{', '.join(self.rows)}: {self.made_of}"
+        for line in before:
+            start = line[: line.find("|", 2) + 1] or line[: line.find("`") + 1]
+            if line.startswith("| | fault"):
+                yield f"{made_of}\n"
+            if start in mine and line.startswith("|"):
+                fault = line.split()[1]
+                yield self._row(fault, self.proofs[fault])
+            elif start not in mine and not line.startswith(f"{', '.join(self.rows)}: "):
+                yield line
+            if line.startswith("## What each test has told"):
+                yield ""
+                yield from (
+                    f"- {at} `{each.nodeid}`: {words}"
+                    for at in self.rows
+                    for each in self.proofs[at]
+                    for words in each.told
+                )
 
     def _page(self) -> Iterator[str]:
         yield "# The fault matrix\n"
@@ -155,11 +179,16 @@ def _git(*words: str) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-matrix", type=Path, metavar="FILE", help="write which faults this run has proven")
+    parser.addoption("--fault-rows", default="", metavar="F5,…", help="these rows of it alone; the others stay")
+
+
+def _matrix(path: Path, rows: str) -> Matrix:
+    return Matrix(path.resolve(), _when_and_where(), rows=[row for row in rows.split(",") if row])
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--fault-matrix"):
-        config.pluginmanager.register(Matrix(path.resolve(), _when_and_where()))
+        config.pluginmanager.register(_matrix(path, config.getoption("--fault-rows")))
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that -m does not want are left out
