@@ -21,7 +21,7 @@ from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import Adapter, Weights
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.plan import Plan
-from phased_cpt.published import MARKER, weights_digest
+from phased_cpt.published import MARKER, source_of, weights_digest
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.py", "*.jinja"]
 UNWANTED = ["consolidated*.safetensors"]  # the same weights once more, as Mistral names them
@@ -98,10 +98,34 @@ def random_digest(shape: dict[str, Any], seed: int) -> str:
     return digest_of(["random", shape, seed])
 
 
-def digests_of(folder: Path) -> set[str]:
+def require_base_of(adapter: Path, base: Path, commit: str | None) -> str:
+    """An adapter of ours knows its bytes, and what it was trained on; of another, only names and shapes will tell.
+
+    Returns what is to be said where the bases cannot be compared, or nothing.
+    """
+    if not (adapter / "adapter_config.json").exists():
+        what = "is no adapter (it has no adapter_config.json)" if adapter.is_dir() else "no such folder"
+        raise InputError(f"--adapter: {adapter}: {what}")
+    source = source_of(adapter)
+    if source is None or not source.base:
+        return f"{adapter} does not say what it was trained on; only names and shapes can be compared"
+    from_the_hub = source.commit is not None and commit is None
+    if not from_the_hub and source.base not in _digests_of(base, commit):
+        what = f"this adapter was trained on another base than {base} (digest {source.base[:12]}…)"
+        raise InputError(f"{adapter}: {what}; name that one with --base")
+    if weights_digest(adapter) != source.digest:
+        raise InputError(f"{adapter}: the weights are not what was published; restore them")
+    what = f"{adapter} was trained on the hub's commit {source.commit}, which a folder cannot be compared with"
+    return what if from_the_hub else ""
+
+
+def _digests_of(folder: Path, commit: str | None) -> set[str]:
     """What a folder of weights may be known by."""
-    marker = folder / MARKER
-    made = json.loads(marker.read_bytes()) if marker.exists() else {}
+    if commit is not None:
+        return {_hub_digest(folder, commit)}
+    made = {}
+    with contextlib.suppress(OSError, ValueError):
+        made = json.loads((folder / MARKER).read_bytes())
     return {weights_digest(folder), *filter(None, [made.get("base")])}
 
 

@@ -250,7 +250,7 @@ class Run:
         shape = None if weights.folder else self.base.shape
         adapter = weights.adapters[-1].folder if weights.adapters else None
         place = self.base.adapter if adapter == "" else adapter and str(self.root / adapter)
-        return Start(base, shape, place, weights.digest, weights.base)
+        return Start(base, shape, place, weights.digest, weights.base, None if weights.folder else self.base.commit)
 
 
 # What is wanted -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ class Start:
     adapter: str | None
     digest: str  # of it all
     base_digest: str
+    commit: str | None = None  # of a base from the hub
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,19 @@
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from phased_cpt.data.cache import sha256_of
 from phased_cpt.errors import InputError, RunIsBusy
+from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.published import MERGED_MARKER
 from phased_cpt.run_dir import sync_folder
 
@@ -22,6 +26,7 @@ TOKENIZER_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 OTHER_FILES = ("config.json", "generation_config.json", "README.md", "model.safetensors.index.json", MERGED_MARKER)
+MAKING = re.compile(r"model|\.?(plan|choice|model.*)\.(json|done)(\.tmp)?")  # in the folder where it is made
 SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
@@ -34,12 +39,31 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_whole(folder: Path, facts: dict[str, Any]) -> bool:
-    """Every file, by its size; their sha256 are in the facts, for who wants to know."""
+def is_whole(folder: Path, facts: dict[str, Any], *, thorough: bool = False) -> bool:
+    """Every file, by its size; or by its bytes."""
     try:
-        return all((folder / name).stat().st_size == each["bytes"] for name, each in facts["files"].items())
+        whole = all((folder / name).stat().st_size == each["bytes"] for name, each in facts["files"].items())
+        hashed = [(folder / name, each["sha256"]) for name, each in facts["files"].items() if "sha256" in each]
+        return whole and (not thorough or all(sha256_of(path) == digest for path, digest in hashed))
     except (OSError, KeyError, TypeError, AttributeError):
         return False
+
+
+def digest_beside(tokenizer: Path, base: Path) -> str:
+    """Of the small files that are copied with the weights."""
+    paths = [tokenizer / name for name in TOKENIZER_FILES] + [base / "config.json", base / "generation_config.json"]
+    files = {path.name: sha256_of(path) for path in (*paths, *sorted(base.glob("*.py"))) if path.exists()}
+    if broken := [path for path in paths if path.exists() and path.suffix == ".json" and not _is_json(path)]:
+        raise InputError(f"{broken[0]}: damaged, this is no JSON; put it back")
+    return digest_of(files)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 # What it takes the place of ----------------------------------------------------------------------------------------
@@ -92,6 +116,8 @@ def alone(output: Path) -> Iterator[None]:
         raise InputError(
             f"{building}: no folder can be made here, because of a file; name another with --out"
         ) from None
+    if others := [path.name for path in building.iterdir() if not MAKING.fullmatch(path.name)]:
+        raise InputError(f"{building}: holds {others[0]}, which no merge has written; move it away")
     file = os.open(building, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,8 +139,7 @@ def _is_still(file: int, folder: Path) -> bool:
 
 def publish(folder: Path, output: Path) -> None:
     """Give what was made its name; an older one is gone for the moment between two renames."""
-    doomed = _doomed(output)
-    clear(doomed)
+    doomed = output.with_name(f".{output.name}.{secrets.token_hex(4)}.deleting")
     if os.path.lexists(output):
         os.rename(output, doomed)
     os.rename(folder, output)
@@ -126,7 +151,8 @@ def publish(folder: Path, output: Path) -> None:
 def clear_left(output: Path) -> None:
     """Of a call that was killed behind the last rename, or has come out wrong."""
     clear(building_of(output))
-    clear(_doomed(output))
+    for doomed in output.parent.glob(f".{glob.escape(output.name)}.????????.deleting"):
+        clear(doomed)
 
 
 def empty(folder: Path) -> None:
@@ -140,7 +166,3 @@ def clear(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _doomed(output: Path) -> Path:
-    return output.with_name(f".{output.name}.deleting")

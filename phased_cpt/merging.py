@@ -7,20 +7,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from phased_cpt.bases import Base, digests_of, find_base, find_weights
-from phased_cpt.config import from_record
+from phased_cpt.bases import Base, find_base, find_weights, require_base_of
+from phased_cpt.children import command
+from phased_cpt.config import RunConfig, from_record
+from phased_cpt.config.allowed import nearest
 from phased_cpt.data.prepare import cache_folder
 from phased_cpt.errors import InputError, Interrupted, LedgerRefuses, PhasedCptError
 from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
 from phased_cpt.ledger.fingerprint import digest_of
-from phased_cpt.merged_folder import alone, clear_left, is_whole, read_marker, require_free
+from phased_cpt.merged_folder import alone, clear_left, digest_beside, is_whole, read_marker, require_free
 from phased_cpt.plan import Plan
 from phased_cpt.published import read_source, require_published, source_of, weights_digest
 from phased_cpt.run_dir import RunDir
@@ -62,6 +63,7 @@ class MergeJob:
     base_kind: str = "auto"  # of a base in 4 bits: bf16, dequantized, or the better of both
     tokenizer: str | None = None  # a folder
     held_out: str | None = None  # a block index
+    beside: str = ""  # digest of what is copied with the weights
     trust_remote_code: bool = False
     lineage: dict[str, Any] = field(default_factory=dict)  # for the model card alone
 
@@ -70,7 +72,7 @@ class MergeJob:
         """Of what the merged model is; where it lies, and what is told of it, is not in it."""
         layers = [[each.digest, each.scale] for each in self.adapters]
         four_bits = asdict(self.four_bits) if self.four_bits else None
-        parts = [FORMAT, self.base_digest, layers, self.dtype, self.max_shard_size, four_bits]
+        parts = [FORMAT, self.base_digest, layers, self.dtype, self.max_shard_size, four_bits, self.beside]
         return digest_of([*parts, self.base_kind if four_bits else None])
 
     @classmethod
@@ -90,7 +92,9 @@ class Merged:
     now: bool
 
 
-def merge_published(plan: Plan, run_dir: RunDir, phase: str | None = None, output: Path | None = None) -> Merged:
+def merge_published(
+    plan: Plan, run_dir: RunDir, phase: str | None = None, output: Path | None = None, base_is_named: bool = False
+) -> Merged:
     """What a phase of a run has published, or the last of them, merged now."""
     with heard(), run_lock(run_dir):
         record = read_record(run_dir)
@@ -99,30 +103,35 @@ def merge_published(plan: Plan, run_dir: RunDir, phase: str | None = None, outpu
             raise InputError(f"{run_dir.root}: no phase has published anything yet; run it first")
         names = [each.name for each in done]
         if phase is not None and phase not in names:
-            raise InputError(f"--phase {phase}: has published nothing; {', '.join(names)} has")
+            raise InputError(f"--phase {phase}: has published nothing{nearest(phase, names)} ({', '.join(names)} has)")
         chosen = done[names.index(phase)] if phase else done[-1]
         if output is None and chosen.name != plan.phases[-1].name:
-            what = f"{chosen.name} is not the last phase, and merged it is not the model of the run"
-            raise InputError(f"{what}; say where it should go with --out")
+            what = f"{run_dir.root}: {chosen.name} is not its last phase, and merged it is not the model of the run"
+            raise InputError(f"{what}; go on with `phased-cpt run`, or say where it should go with --out")
         root = run_dir.root.resolve()
         base = find_base(plan, root, cache_folder(plan))
         assert chosen.published is not None
+        if base_is_named and chosen.published.folder:
+            what = f"{chosen.name} stands on the whole weights of an earlier phase, which are in the run folder"
+            raise InputError(f"--base: {what}; leave it out")
         if not chosen.published.folder and base.digest != chosen.published.base:
             raise LedgerRefuses(
                 f"{base.folder}: this is not the base that the run was trained on; name that with --base"
             )
         require_published(root, chosen.published)
-        return merge(job_of_run(plan, root, base, chosen, output))
+        return merge(job_of_run(plan, root, base, chosen, output), thorough=True)
 
 
 def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: Path | None = None) -> MergeJob:
     """What the phase has published, on the base that it began with."""
     weights, model = phase.published, plan.config.model
+    whole = root / weights.folder if weights and weights.folder else Path(base.folder)
     assert weights is not None
     found = read_source(root / phase.folder)
+    tokenizer = found[0] if found else root / "tokenizer"
     kept = FourBitBase(model.precision, model.bnb_4bit_quant_storage) if model.use_4bit and weights.adapters else None
     return MergeJob(
-        base=str(root / weights.folder) if weights.folder else base.folder,
+        base=str(whole),
         base_digest=weights.base,
         adapters=tuple(Layer(_place(root, base, each), each.digest, each.scale) for each in weights.adapters),
         output=str(output or root / Path(plan.config.merge.output_dir).expanduser()),
@@ -130,7 +139,8 @@ def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: P
         max_shard_size=plan.config.merge.max_shard_size,
         four_bits=kept,
         base_kind=plan.config.merge.base,
-        tokenizer=str(found[0]) if found else str(root / "tokenizer"),
+        tokenizer=str(tokenizer),
+        beside=digest_beside(tokenizer, whole),
         held_out=_held_out(root / phase.folder, phase.name),
         trust_remote_code=model.trust_remote_code,
         lineage=_lineage(plan, root, base, phase),
@@ -162,49 +172,53 @@ def _lineage(plan: Plan, root: Path, base: Base, last: PhaseRecord) -> dict[str,
     return {"run": plan.name, "base": name, "commit": base.commit, "phases": phases}
 
 
-def merge_folders(base: str, adapters: Sequence[Path], output: Path, overrides: Sequence[str]) -> Merged:
-    """A base and adapters from anywhere; an adapter of ours knows what it was trained on, and refuses another base."""
-    wanted = from_record({"model": {"name": base}}, "--base", overrides).config.merge
+def merge_folders(
+    base: str, adapters: Sequence[Path], output: Path, overrides: Sequence[str], tell: Callable[[str], None]
+) -> Merged:
+    """A base and adapters from anywhere."""
+    config = from_record({"model": {"name": base}}, "--base", overrides).config
     with heard():
-        folder, _commit = find_weights(base, None, "--base")
-        known = digests_of(folder)
-        for each in adapters:
-            _require_adapter_of(each, folder, known)
-        kept = FourBitBase("bf16" if wanted.dtype == "auto" else wanted.dtype, "auto")
-        of_tokenizer = (each for each in (*adapters[::-1], folder) if (each / "tokenizer_config.json").exists())
-        return merge(
-            MergeJob(
-                base=str(folder),
-                base_digest=min(known),
-                adapters=tuple(Layer(str(each.resolve()), weights_digest(each)) for each in adapters),
-                output=str(output.absolute()),
-                dtype=wanted.dtype,
-                max_shard_size=wanted.max_shard_size,
-                four_bits=kept if wanted.base == "dequantized" else None,
-                base_kind=wanted.base,
-                tokenizer=str(next(of_tokenizer, folder).resolve()),
-                lineage={"base": base},
-            )
+        folder, commit = find_weights(base, None, "--base")
+        for unknown in (require_base_of(each, folder, commit) for each in adapters):
+            if unknown:
+                tell(unknown)
+        has_tokenizer = (each for each in (*adapters[::-1], folder) if (each / "tokenizer_config.json").exists())
+        tokenizer = next(has_tokenizer, folder).resolve()
+        job = MergeJob(
+            base=str(folder),
+            base_digest=weights_digest(folder),
+            adapters=tuple(Layer(str(each.resolve()), weights_digest(each)) for each in adapters),
+            output=str(output.absolute()),
+            dtype=config.merge.dtype,
+            max_shard_size=config.merge.max_shard_size,
+            four_bits=_kept_in(adapters, config),
+            base_kind=config.merge.base,
+            tokenizer=str(tokenizer),
+            beside=digest_beside(tokenizer, folder),
+            trust_remote_code=config.model.trust_remote_code,
+            lineage={"base": base, "commit": commit},
         )
+        return merge(job, thorough=True)
 
 
-def _require_adapter_of(adapter: Path, base: Path, known: set[str]) -> None:
-    """An adapter of ours knows what it was trained on; of another, names and shapes are looked at later."""
-    if not (adapter / "adapter_config.json").exists():
-        what = "is no adapter (it has no adapter_config.json)" if adapter.is_dir() else "no such folder"
-        raise InputError(f"--adapter: {adapter}: {what}")
-    source = source_of(adapter)
-    if source is not None and source.base and source.base not in known:
-        what = f"this adapter was trained on another base than {base} (digest {source.base[:12]}…)"
-        raise InputError(f"{adapter}: {what}; name that one with --base")
+def _kept_in(adapters: Sequence[Path], config: RunConfig) -> FourBitBase | None:
+    """As an adapter of ours remembers it; another's is taken for one of QLoRA only where that is said."""
+    known = [source.four_bits for each in adapters if (source := source_of(each)) and source.four_bits]
+    if known:
+        return FourBitBase(**known[0])
+    usual = FourBitBase("bf16" if config.merge.dtype == "auto" else config.merge.dtype, "auto")
+    return usual if config.merge.base == "dequantized" else None
 
 
-def merge(job: MergeJob) -> Merged:
-    """The merged model of a job: made by a child process, unless it is there."""
+def merge(job: MergeJob, *, thorough: bool = False) -> Merged:
+    """The merged model of a job: made by a child process, unless it is there (`thorough`: byte by byte)."""
     output = Path(job.output)
+    if output.is_symlink():  # to a larger disk, say: it is made there
+        output = output.resolve()
+        job = replace(job, output=str(output))
     with alone(output):
         facts = read_marker(output)
-        if facts is not None and facts["digest"] == job.digest and is_whole(output, facts):
+        if facts is not None and facts["digest"] == job.digest and is_whole(output, facts, thorough=thorough):
             clear_left(output)
             return Merged(output, facts, now=False)
         require_free(output, [Path(job.base), *(Path(each.folder) for each in job.adapters)])
@@ -217,8 +231,8 @@ def merge(job: MergeJob) -> Merged:
 
 def _run(job: MergeJob) -> None:
     """Its progress goes where ours does; what it has to say at the end comes through a pipe."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "phased_cpt.merge"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    child = subprocess.Popen(  # noqa: S603
+        command("phased_cpt.merge"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env=_environment(), start_new_session=True,
     )  # fmt: skip
     try:

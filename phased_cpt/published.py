@@ -36,7 +36,9 @@ class Source:
     why: str
     tokens: int
     seconds: float
-    base: str = ""  # digest of the base that an adapter is on
+    base: str = ""  # digest of the base that an adapter is on,
+    commit: str | None = None  # of the hub, if it came from there: the digest is then that of the hub's cache,
+    four_bits: dict[str, str] | None = None  # and how training kept it
     start: dict[str, Any] = field(default_factory=dict)  # the held-out figures before step 0, if there are any
     end: dict[str, Any] = field(default_factory=dict)  # and those of what is published
 
@@ -81,14 +83,6 @@ def source_of(folder: Path) -> Source | None:
         return None
     except (OSError, ValueError, TypeError):
         raise PhasedCptError(f"{folder / MARKER}: damaged; train the phase again") from None
-
-
-def read_layers(merged: Path) -> list[str] | None:
-    """The digests of the adapters in a merged model; None of one that does not say."""
-    try:
-        return [each["digest"] for each in json.loads((merged / MERGED_MARKER).read_bytes())["adapters"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def published_weights(root: Path, phase_folder: str, fingerprint: str, start: Weights) -> Weights | None:

@@ -131,13 +131,13 @@ def copied(source: Path | str, target: Path | str) -> None:
         shutil.copy2(source, target)
 
 
-def require_room(folder: Path, needed: int, what: str) -> None:
+def require_room(folder: Path, needed: int, what: str, mend: str = "") -> None:
     """On the disk of a folder, besides what is in it already."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if needed > free + there:
         said = f"{what} take {_told(needed)}, and {_told(free + there)} are free; make room there"
-        raise PhasedCptError(f"{folder}: {said}, or lower checkpoint.keep")
+        raise PhasedCptError(f"{folder}: {said}{mend}")
 
 
 def disk_failed(error: OSError, folder: Path | None, stands: str = "") -> PhasedCptError:

@@ -209,7 +209,8 @@ def adapter_at(folder: str, **source: Any) -> Path:
     (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"x": numpy.ones(4, "f4")}, path / "adapter_model.safetensors")
     if source:
-        told = {"phase": "one", "fingerprint": "f", "kind": "adapter", "digest": "d", "step": 1, "steps": 1}
+        told = {"phase": "one", "fingerprint": "f", "kind": "adapter", "digest": weights_digest(path)}
+        told |= {"step": 1, "steps": 1}
         (path / "source.json").write_text(
             json.dumps(told | {"why": "last", "tokens": 1, "seconds": 1.0, "base": "", **source})
         )
@@ -219,7 +220,7 @@ def adapter_at(folder: str, **source: Any) -> Path:
 @pytest.mark.requirement("M-03")
 def test_any_base_and_adapters_make_a_job(children: list[MergeJob]) -> None:
     base, one, two = base_at("base"), adapter_at("one"), adapter_at("two")
-    made = merge_folders("base", [one, two], Path("out"), ["merge.dtype=fp16", "merge.max_shard_size=5MB"])
+    made = merge_folders("base", [one, two], Path("out"), ["merge.dtype=fp16", "merge.max_shard_size=5MB"], print)
     [job] = children
     assert made.now and job.base == str(base.resolve()) and job.base_digest == weights_digest(base)
     assert [each.folder for each in job.adapters] == [str(one.resolve()), str(two.resolve())]
@@ -227,7 +228,7 @@ def test_any_base_and_adapters_make_a_job(children: list[MergeJob]) -> None:
     assert (job.dtype, job.max_shard_size, job.four_bits) == ("fp16", 5_000_000, None)
     assert Path(job.output).is_absolute() and job.tokenizer == str(base.resolve())
     (one / "tokenizer_config.json").write_text("{}")
-    merge_folders("base", [one, two], Path("elsewhere"), [])
+    merge_folders("base", [one, two], Path("elsewhere"), [], print)
     assert children[-1].tokenizer == str(one.resolve()), "the one that the adapter brings, before that of the base"
 
 
@@ -237,17 +238,43 @@ def test_an_adapter_of_ours_knows_its_base(children: list[MergeJob]) -> None:
     base_at("other", 2.0)
     adapter = adapter_at("ours", base=digest)
     with pytest.raises(InputError, match=rf"ours: this adapter was trained on another base than .*other .digest {digest[:12]}"):  # fmt: skip
-        merge_folders("other", [adapter], Path("out"), [])
+        merge_folders("other", [adapter], Path("out"), [], print)
     assert not children and not Path("out").exists()
-    merge_folders("base", [adapter], Path("out"), [])
-    merge_folders("other", [adapter_at("of nobody")], Path("another"), [])
+    merge_folders("base", [adapter], Path("out"), [], print)
+    merge_folders("other", [adapter_at("of nobody")], Path("another"), [], print)
     assert len(children) == 2
+
+
+def test_an_adapter_of_ours_that_was_damaged_is_refused(children: list[MergeJob]) -> None:
+    """The checks of a merge would pass: both of their sides have the damage."""
+    digest = weights_digest(base_at("base"))
+    adapter = adapter_at("ours", base=digest)
+    save_file({"x": numpy.zeros(4, "f4")}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="ours: the weights are not what was published; restore them"):
+        merge_folders("base", [adapter], Path("out"), [], print)
+    assert not children
+
+
+def test_what_cannot_be_compared_is_told(children: list[MergeJob]) -> None:
+    base_at("base")
+    said: list[str] = []
+    of_the_hub = adapter_at("hub", base="h" * 64, commit="c0ffee")
+    merge_folders("base", [adapter_at("any"), of_the_hub], Path("out"), [], said.append)
+    assert [words.partition(" ")[0] for words in said] == ["any", "hub"] and "c0ffee" in said[1]
+
+
+def test_an_adapter_of_qlora_remembers_how_its_base_was_kept(children: list[MergeJob]) -> None:
+    digest = weights_digest(base_at("base"))
+    kept = {"precision": "bf16", "storage": "auto"}
+    merge_folders("base", [adapter_at("ours", base=digest, four_bits=kept)], Path("out"), [], print)
+    merge_folders("base", [adapter_at("any")], Path("any-out"), [], print)
+    assert [job.four_bits for job in children] == [FourBitBase(**kept), None]
 
 
 def test_every_adapter_of_ours_is_asked(children: list[MergeJob]) -> None:
     base_at("base")
     with pytest.raises(InputError, match="ours: this adapter was trained on another base"):
-        merge_folders("base", [adapter_at("any"), adapter_at("ours", base="0" * 64)], Path("out"), [])
+        merge_folders("base", [adapter_at("any"), adapter_at("ours", base="0" * 64)], Path("out"), [], print)
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
@@ -263,5 +290,5 @@ def test_what_was_typed_wrong_is_an_input_error(wrong: str, children: list[Merge
     adapter_at("one")
     base, adapter, words = WRONG[wrong]
     with pytest.raises(InputError, match=words):
-        merge_folders(base, [Path(adapter)], Path("out"), [])
+        merge_folders(base, [Path(adapter)], Path("out"), [], print)
     assert not children

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phased_cpt.cli.options import run_of, tell, the_plan
+from phased_cpt.cli.options import run_of, tell, tell_aside, the_plan
 from phased_cpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ def merged_run(
     """Of a run: of the folder that is named, or that the configuration finds, or the newest."""
     from phased_cpt.merging import merge_published
 
+    _require_of_the_merge(overrides, "")
     chosen = run_of(config, [], run_dir)
     here = [f"model.name={base}", "model.from_config=null"] if base else []
     plan = the_plan(None, [*overrides, *here], chosen.root)
-    return merge_published(plan, chosen, phase, out)
+    return merge_published(plan, chosen, phase, out, base is not None)
 
 
 def merged_folders(
@@ -36,7 +37,17 @@ def merged_folders(
         raise InputError("--adapter names an adapter of its own; leave -c, --run-dir and --phase out")
     if base is None or out is None:
         raise InputError("--adapter needs the base that it is for, and where to: --base MODEL --adapter DIR --out DIR")
-    return merge_folders(base, [each.expanduser() for each in adapters], out.expanduser(), overrides)
+    _require_of_the_merge(overrides, "model.trust_remote_code")
+    folders = [each.expanduser() for each in adapters]
+    return merge_folders(base, folders, out.expanduser(), overrides, lambda said: tell_aside(f"{said}\n"))
+
+
+def _require_of_the_merge(overrides: list[str], also: str) -> None:
+    """How a run was trained is known, and not a matter of what is typed now."""
+    for each in overrides:
+        key = each.partition("=")[0].strip()
+        if not key.startswith("merge.") and key != also:
+            raise InputError(f"--set {key}: a merge takes merge.dtype, merge.base, merge.max_shard_size; leave it out")
 
 
 def tell_merged(made: "Merged", as_json: bool) -> None:

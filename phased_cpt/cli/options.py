@@ -1,5 +1,6 @@
 """What the verbs share: the app, options that all of them take, how a plan is found and facts are printed."""
 
+import contextlib
 import json
 import os
 import sys
@@ -81,6 +82,8 @@ def found(config: Path) -> Path:
 
 
 def tell(what: dict[str, Any] | str | RenderableType) -> None:
+    if sys.stdout is None:  # `>&-`
+        return
     if isinstance(what, dict):
         what = json.dumps(what, indent=2, ensure_ascii=False) + "\n"
     try:
@@ -116,6 +119,12 @@ def run_of(config: Path | None, overrides: list[str] | None, run_dir: Path | Non
     if run_dir is not None:
         return RunDir(run_dir.expanduser())
     return choose_run_dir(plan) if plan else newest_run(Path(Run().output_dir))
+
+
+def tell_aside(said: str) -> None:
+    """Beside the answer, on stderr."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(said)
 
 
 def is_rank() -> bool:

@@ -5,9 +5,9 @@ id, split ─ python -m phased_cpt.data.load_dataset ─ <cache>/hub/<fingerprin
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from phased_cpt import children
 from phased_cpt.errors import InputError
 
 
@@ -18,7 +18,7 @@ def downloaded(path: str, split: str | None, cache: Path) -> Path:
         raise InputError(f"{path}: this is a file, and a file has no split; take `split: {split}` out")
     folder = cache / "hub"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "phased_cpt.data.load_dataset", str(place), split or "train", str(folder)]
+    command = [*children.command("phased_cpt.data.load_dataset"), str(place), split or "train", str(folder)]
     child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S603
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]

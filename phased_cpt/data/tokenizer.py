@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Reference
 
+from phased_cpt import children
 from phased_cpt.data.files import is_hub_id
 from phased_cpt.errors import InputError
 
@@ -245,7 +245,7 @@ def _converted(name: str, folder: Path, cache: Path) -> Path:
     made = cache / "tokenizers" / hashlib.sha256(repr(contents).encode()).hexdigest()[:32]
     if not (made / "tokenizer.json").exists():
         made.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "phased_cpt.data.convert", str(folder), str(made)]
+        command = [*children.command("phased_cpt.data.convert"), str(folder), str(made)]
         # A pipe of its own: what transformers warns of is of no use unless it fails.
         child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S603
         if child.returncode:

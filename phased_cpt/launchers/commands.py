@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from phased_cpt.children import safe_path
 from phased_cpt.launchers.machine import gpus_here, names_of_gpus
 from phased_cpt.launchers.parents import die_with_the_parent
 
@@ -75,7 +76,7 @@ LAUNCHERS: dict[str, Launcher] = {"local": local, "deepspeed": deepspeed, "torch
 def shared(ranks: int) -> Environment:
     """What every rank is told, however it is started."""
     here = str(Path(sys.executable).parent)  # where DeepSpeed finds ninja
-    environment = {"PATH": f"{here}:{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+    environment = {"PATH": f"{here}:{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", **safe_path()}
     environment |= {
         "TORCH_CPP_LOG_LEVEL": "ERROR"
     }  # else thirty lines of C++ stack wherever a rank ends before another

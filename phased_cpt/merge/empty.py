@@ -1,6 +1,5 @@
 """A model without weights: its shape, its buffers, and names for all that would be in it."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -21,10 +20,12 @@ def empty_model(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=torch.float32, trust_remote_code=trust_remote_code
             ).eval()
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder}: no model can be made of its config.json: {' '.join(str(error).split())}") from None
+    except InputError:
+        raise
+    except Exception as error:  # each architecture has its own ways
+        mend = "; --set model.trust_remote_code=true lets it run" if "trust_remote_code" in str(error) else ""
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder}: no model can be made of its config.json: {reason}{mend}") from None
     model.tie_weights()
     return model
 

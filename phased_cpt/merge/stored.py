@@ -44,6 +44,10 @@ class Folder:
             else:
                 self.tensors |= dict(_head_of(path))
 
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
     def read(self, name: str) -> Tensor:
         """A tensor, in memory of its own."""
         stored = self.tensors[name]
@@ -91,6 +95,8 @@ def _head_of(path: Path) -> Iterator[tuple[str, Stored]]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("its head is longer than the file")
             head = json.loads(file.read(length))
         for name, each in head.items():
             if name != "__metadata__":

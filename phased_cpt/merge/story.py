@@ -76,7 +76,7 @@ def _merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     choice = _chosen(materials, four_bits, windows, watcher.tell)
     output = materials.output(four_bits if choice and choice.kind == "dequantized" else None)
     shards = files.cut(output.pieces, job.max_shard_size)
-    require_room(folder, sum(shard.bytes for shard in shards), "the merged model")
+    require_room(folder, sum(shard.bytes for shard in shards), "the files of the merged model")
     watcher.begin("merging", sum(shard.bytes for shard in shards))
     notes = files.write(output, shards, folder, looked_at=lambda: {"off": output.off}, advance=watcher.advance)
     watcher.end()

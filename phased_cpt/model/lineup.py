@@ -10,28 +10,26 @@ import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from phased_cpt.bases import UNWANTED, WANTED, find_base
+from phased_cpt.bases import find_base, find_weights, require_base_of
 from phased_cpt.config import from_record
 from phased_cpt.config.allowed import nearest
-from phased_cpt.data.files import is_hub_id
 from phased_cpt.data.prepare import cache_folder
 from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import RunRecord, Weights, read_record
+from phased_cpt.merged_folder import is_whole, read_marker
 from phased_cpt.model.adapter import base_of
 from phased_cpt.model.base import Tell, load_base
 from phased_cpt.plan import Plan, make_plan
-from phased_cpt.published import read_layers, require_published
+from phased_cpt.published import MERGED_MARKER, require_published
 from phased_cpt.run_dir import RunDir
 from phased_cpt.wanted import ModelsWanted
 
@@ -127,7 +125,10 @@ def line_up(wanted: ModelsWanted, *, tell: Callable[[str], object]) -> Lineup:
             return Lineup({folder.name: Member(_plain(folder, wanted, device))}, device, tell)
         if wanted.adapter is not None:
             adapter = wanted.adapter.expanduser().resolve()
-            whole = _plain(_base_of_adapter(adapter, wanted.base), wanted, device)
+            folder, commit = _base_of_adapter(adapter, wanted.base)
+            if unknown := require_base_of(adapter, folder, commit):
+                tell(unknown)
+            whole = _plain(folder, wanted, device)
             return Lineup({BASE: Member(whole), ADAPTER: Member(whole, adapter)}, device, tell)
         if wanted.run_dir is None:
             raise InputError("no model is named; add --run-dir, --adapter or --model")
@@ -136,7 +137,8 @@ def line_up(wanted: ModelsWanted, *, tell: Callable[[str], object]) -> Lineup:
         members = _of_run(root, record, plan, wanted, device)
         merged = root / Path(plan.config.merge.output_dir).expanduser()
         if _is_of(merged, record, tell):
-            members[MERGED] = Member(_plain(merged, wanted, device))
+            trusted = plan.config.model.trust_remote_code
+            members[MERGED] = Member(replace(_plain(merged, wanted, device), trust_remote_code=trusted))
         return Lineup(members, device, tell, record, root)
 
 
@@ -182,13 +184,17 @@ def _of_run(root: Path, record: RunRecord, plan: Plan, wanted: ModelsWanted, dev
 
 
 def _is_of(merged: Path, record: RunRecord, tell: Callable[[str], object]) -> bool:
-    """Whether a merged model is there, and that of what the run has published last."""
+    """Whether a merged model is there, and whole, and that of what the run has published last."""
     if not (merged / "config.json").exists():
         return False
     last = next(phase.published for phase in reversed(record.phases) if phase.published)
-    layers = read_layers(merged)
-    if layers is not None and layers != [adapter.digest for adapter in last.adapters]:
-        tell(f"{merged} is of other adapters than the last phase's; `phased-cpt merge` makes it anew")
+    facts = read_marker(merged)
+    if facts is None and not (merged / MERGED_MARKER).exists():
+        return True  # made otherwise, and put there by somebody who knows
+    wanted = [last.base, *(adapter.digest for adapter in last.adapters)]
+    found = facts and [facts["base"]["digest"], *(each["digest"] for each in facts["adapters"])]
+    if facts is None or found != wanted or not is_whole(merged, facts):
+        tell(f"{merged} is not what the last phase has published; `phased-cpt merge` makes it anew")
         return False
     return True
 
@@ -225,7 +231,7 @@ def _plain(folder: Path, wanted: ModelsWanted, device: torch.device) -> Whole:
     return Whole(folder, PRECISIONS.get(written, "bf16"), storage, _attention("auto", device))
 
 
-def _base_of_adapter(adapter: Path, base: str | None) -> Path:
+def _base_of_adapter(adapter: Path, base: str | None) -> tuple[Path, str | None]:
     """The base that was named, or the one that the adapter names."""
     if not (adapter / "adapter_config.json").exists():
         raise InputError(f"{adapter}: this is no adapter (it has no adapter_config.json)")
@@ -235,15 +241,9 @@ def _base_of_adapter(adapter: Path, base: str | None) -> Path:
     name = base or _object(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise InputError(f"{adapter}: it does not say which base it is for; name it with --base")
-    if (folder := Path(name).expanduser()).is_dir():
-        return folder.resolve()
-    what = f"--base {name}" if base else f"{adapter} is for {name}"
-    if not is_hub_id(name):
-        raise InputError(f"{what}: no such folder here, and no hub id; name the base with --base")
-    try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"{what}: the hub does not give it: {str(error).strip().splitlines()[0]}") from None
+    return find_weights(
+        str(name), None, "--base" if base else f"{adapter}: its base, as it says (or name it with --base)"
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:

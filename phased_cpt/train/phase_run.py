@@ -340,6 +340,8 @@ class PhaseRun:
             why = "the last step; nothing is held out"
         else:
             why = "the last step, as evaluation.publish says"
+        model = self.phase.model
+        kept: dict[str, str] = {"precision": model.precision, "storage": model.bnb_4bit_quant_storage}
         return Source(
             phase=self.phase.name,
             fingerprint=self.job.fingerprint,
@@ -351,6 +353,8 @@ class PhaseRun:
             tokens=self.standing.tokens_seen,
             seconds=round(self.standing.seconds, 1),
             base=self.job.start.base_digest,
+            commit=self.job.start.commit,
+            four_bits=kept if model.use_4bit else None,
             start=figures.get(0, {}),
             end=figures.get(step, {}),
         )

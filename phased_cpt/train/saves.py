@@ -94,7 +94,8 @@ class Saves:
             several * checkpoint.BYTES_PER_WEIGHT + (several + 2) * MASTER_BYTES
         )  # each with a best, and published
         if self.rank.first:
-            require_room(self.folder, needed, f"{several} checkpoints of {weights:,} weights, and what is published")
+            what = f"{several} checkpoints of {weights:,} weights, and what is published"
+            require_room(self.folder, needed, what, ", or lower checkpoint.keep")
 
     @contextlib.contextmanager
     def _a_full_disk_is_told(self) -> Iterator[None]:

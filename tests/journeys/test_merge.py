@@ -175,7 +175,7 @@ def test_only_a_whole_run_is_merged_and_only_where_it_is_wanted(
     assert not MERGED.exists() and not merged_quickly
     answer = call("merge", "--run-dir", "run")
     assert (answer.code, answer.out) == (2, "")
-    assert "foundation is not the last phase" in answer.err and "--out" in answer.err
+    assert "foundation is not its last phase" in answer.err and "--out" in answer.err
     shutil.rmtree("run")
     config = trained()
     ran(config, door=MustNotTrain())
@@ -214,7 +214,7 @@ def test_merging_later_by_a_verb_any_phase_and_any_place(
     Path("mine").mkdir()
     Path("mine/thesis.txt").touch()
     answer = call("merge", "--run-dir", "run", "--out", "mine")
-    assert answer.code == 2 and "holds something that is no merged model" in answer.err
+    assert answer.code == 2 and "holds thesis.txt, which no merge has written" in answer.err
     assert files(Path("run/phase2_evolution")) | files(Path("run/phase1_foundation")) == before
 
 

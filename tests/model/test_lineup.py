@@ -165,7 +165,7 @@ def test_what_cannot_be_lined_up_is_said(copy: Path, tmp_path: Path) -> None:
     assert f"type --adapter {copy / EVOLUTION}" in refused(run_dir=None, model=copy / EVOLUTION)
     assert "this is no adapter" in refused(run_dir=None, adapter=copy / "random_base")
     assert "this is no model" in refused(run_dir=None, model=tmp_path)
-    assert "no such folder here, and no hub id" in refused(run_dir=None, adapter=copy / EVOLUTION, base="./nowhere")
+    assert "no such folder (looked from" in refused(run_dir=None, adapter=copy / EVOLUTION, base="./nowhere")
     assert "--device gpu: there is no such device" in refused(device="gpu")
     assert "this is not the base of the run" in refused(base=str(_other_base(copy, tmp_path)))
 
@@ -180,6 +180,9 @@ def test_an_adapter_that_was_changed_or_does_not_fit_is_refused(copy: Path) -> N
     save_file({name: each for name, each in tensors.items() if "layers.1.mlp.up" not in name}, path)
     with pytest.raises(PhasedCptError, match="not what was published; restore it, or train the phase again"):
         lined_up(copy)
+    with pytest.raises(InputError, match="the weights are not what was published"):
+        lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base"))
+    (copy / EVOLUTION / "source.json").unlink()  # nobody's, from here on
     with pytest.raises(InputError, match=r"does not fit .*layers\.1\.mlp\.up_proj.* is missing"):
         lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base"))
     save_file(tensors | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(4, 64)}, path)
