@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint clean
+.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint bench-merge clean
 
 demo: install
 	$(BIN)/phased-cpt run -c configs/demo.yaml
@@ -60,6 +60,10 @@ bench-train: install
 # Eight minutes.
 bench-checkpoint: install
 	$(BIN)/python benchmarks/checkpoint.py
+
+# Six minutes; with --peers a quarter of an hour.
+bench-merge: install
+	$(BIN)/python benchmarks/merge.py
 
 # Ten minutes, and needs `pip install trl`.
 bench-prepare: install

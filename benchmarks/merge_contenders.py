@@ -20,7 +20,7 @@ def ours(base: Path, adapter: Path, folder: Path) -> None:
     """What `phased-cpt merge --base … --adapter … --out …` does: hashes both, and has a child process merge them."""
     from phased_cpt.merging import merge_folders
 
-    found = merge_folders(str(base), [adapter], folder / "model", [])
+    found = merge_folders(str(base), [adapter], folder / "model", [], print)
     (folder / "told.json").write_text(json.dumps(found.facts))
 
 

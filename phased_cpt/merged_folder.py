@@ -144,8 +144,7 @@ def publish(folder: Path, output: Path) -> None:
         os.rename(output, doomed)
     os.rename(folder, output)
     sync_folder(output.parent)
-    clear(doomed)
-    clear(building_of(output))
+    clear_left(output)
 
 
 def clear_left(output: Path) -> None:

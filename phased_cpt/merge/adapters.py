@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phased_cpt.errors import InputError
-from phased_cpt.merge.numbers import Read
+from phased_cpt.merge.numbers import Base, Read
 from phased_cpt.merge.stored import Folder
 
 # These change the base when they begin, and the adapter alone is only what came after.
@@ -118,10 +118,6 @@ class Adapted:
         by_id = {id(param): self.reads[name] for name, param in named if name in self.reads}
         self.reads |= {name: by_id[id(param)] for name, param in named if id(param) in by_id}
 
-    def live(self, base: Read) -> Read:
-        """The numbers of the model with its adapters, by their names there."""
-        return lambda name: self.reads.get(name, base)(base_name(name.removeprefix(TOP)))
-
     def shapes(self) -> dict[str, Tensor]:
         """The parameters of the base, as it was before anything was put on it."""
         assert self.adapted is not None
@@ -188,12 +184,25 @@ class Adapted:
 
     def merged(self, name: str, site: Any) -> dict[str, Tensor]:
         """What PEFT makes of a layer that has its numbers, by the names of the parameters of the base."""
-        if hasattr(site, "unload_and_optionally_merge_module"):
+        if self._is_plain(site):
+            plain = site.get_base_layer()
+            for each in self.names:
+                if each in site.lora_A:
+                    a, b = site.lora_A[each].weight, site.lora_B[each].weight
+                    plain.weight.data.addmm_(b.data, a.data, alpha=site.scaling[each])
+        elif hasattr(site, "unload_and_optionally_merge_module"):
             plain = site.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=self.names)
         else:
             site.merge(safe_merge=False, adapter_names=self.names)
             plain = site.get_base_layer()
         return {f"{name}.{inner}": param.data for inner, param in plain.named_parameters()}
+
+    def _is_plain(self, site: Any) -> bool:
+        """W + s·B·A, which is half of all merging, in one pass over W: PEFT's three take twice as long."""
+        special = (
+            site.lora_variant or site.fan_in_fan_out or any(site.lora_bias.values()) if type(site) is Linear else 1
+        )
+        return not special
 
     def require_mergeable(self) -> None:
         """Every layer is merged without numbers, so that one that cannot be is told before anything is written."""
@@ -203,6 +212,22 @@ class Adapted:
                 self.merged(name, site)
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 raise InputError(f"{name} cannot be merged: {' '.join(str(error).split())}") from None
+
+
+@dataclass(frozen=True)
+class Live:
+    """The numbers of a model with its adapters on, by their names there."""
+
+    adapted: Adapted
+    base: Base
+
+    def read(self, name: str) -> Tensor:
+        return self.adapted.reads.get(name, self.base.read)(base_name(name.removeprefix(TOP)))
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        if name in self.adapted.reads:
+            return self.read(name)[begin:end]
+        return self.base.rows(base_name(name.removeprefix(TOP)), begin, end)
 
 
 def _require_stackable(configs: Sequence[LoraConfig], given: Sequence[Given]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from phased_cpt.merge.numbers import Base
 from phased_cpt.merge.pieces import Output, numbers_of
 from phased_cpt.merge.quantised import FourBits
 from phased_cpt.merge.texts import Windows
@@ -76,7 +75,7 @@ def choose(
 def loss_of(output: Output, empty: PreTrainedModel, windows: Windows, device: torch.device) -> float:
     """Of a model that is not written yet."""
     rows = max(1, LOGIT_BYTES // (4 * windows.ids.shape[1] * empty.config.get_text_config().vocab_size))
-    sums = [part.loss(walked(empty, output.final, part, device)) for part in windows.parts(rows)]
+    sums = [part.loss(walked(empty, output, part, device)) for part in windows.parts(rows)]
     return sum(loss for loss, _ in sums) / max(1, sum(tokens for _, tokens in sums))
 
 
@@ -93,8 +92,3 @@ def residual_to_delta(output: Output, four_bits: FourBits) -> dict[str, float]:
     if not ratios:
         return {}
     return {"median": sorted(ratios)[len(ratios) // 2], "most": max(ratios), "layers": len(ratios)}
-
-
-def read_base(base: Base, through: FourBits | None) -> Base:
-    """The same base, as training has seen it."""
-    return Base(base.folder, base.places, base.replaced, through.through if through else None)

@@ -37,6 +37,15 @@ class Base:
             found = self._made[1][first]
         return self.through(first, found) if self.through else found
 
+    def rows(self, param: str, begin: int, end: int) -> Tensor:
+        """Some rows of it; of a tensor that is a parameter as it lies in the file, nothing else is read."""
+        first = self.places.tied.get(param, param)
+        group = self.places.of[first]
+        name = group.names[0]
+        if {param, first} & self.replaced.keys() or group.converter or self.through or self.folder.is_mapped(name):
+            return self.read(param)[begin:end]
+        return self.folder.read_rows(name, begin, end)
+
     def forget(self) -> None:
         """Of groups of tensors, the last is held."""
         self._made = ("", {})

@@ -71,9 +71,15 @@ class Output:
             (made_new,) = self.base.places.apart(None, {param: values.pop(param).to(self.dtype)}).items()
             yield made_new
 
-    def final(self, param: str) -> Tensor:
+    def read(self, param: str) -> Tensor:
         """A parameter of the merged model, as it is written."""
         return self.exact(param).to(self.dtype_of(param))
+
+    def rows(self, param: str, begin: int, end: int) -> Tensor:
+        """Some rows of it."""
+        if param in self.site_of:
+            return self.read(param)[begin:end]
+        return self.base.rows(param, begin, end).to(self.dtype_of(param))
 
     def exact(self, param: str) -> Tensor:
         """The same before it is rounded, of what adapters change."""

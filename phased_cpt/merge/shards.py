@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -140,6 +141,7 @@ class _Writer:
         self._folder, self._advance, self._looked_at = folder, advance, looked_at
         self._parts: Queue[tuple[Shard, str, Tensor] | None] = Queue(WAITING)
         self._failed: BaseException | None = None
+        self._sealer, self._sealing = ThreadPoolExecutor(1), list[Future[None]]()
         self._gone = False  # the one who makes them has failed
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self.notes: dict[str, dict[str, Any]] = {}
@@ -185,8 +187,12 @@ class _Writer:
                 self._advance(part.nbytes)
                 del what, part
             self._finish(now)
+            for each in self._sealing:
+                each.result()
         except BaseException as error:
             self._failed = error
+        finally:
+            self._sealer.shutdown()
 
     def _next(self) -> tuple[Shard, str, Tensor] | None:
         while not self._gone:
@@ -197,10 +203,14 @@ class _Writer:
         raise InterruptedError
 
     def _finish(self, now: "_Open | None") -> None:
+        """In a thread of its own, too: the disk takes its time."""
         if now is not None:
-            facts = {"sha256": now.close(), **self._looked_at()}
-            publish_file(_note_of(self._folder, now.shard), json.dumps(facts).encode())
-            self.notes[now.shard.name] = facts
+            self._sealing.append(self._sealer.submit(self._seal, now, self._looked_at()))
+
+    def _seal(self, now: "_Open", looked_at: dict[str, Any]) -> None:
+        facts = {"sha256": now.close(), **looked_at}
+        publish_file(_note_of(self._folder, now.shard), json.dumps(facts).encode())
+        self.notes[now.shard.name] = facts
 
 
 class _Open:
@@ -212,6 +222,7 @@ class _Open:
         self._file = TensorFile(self._beside, shard.tensors)
         self._back = os.open(self._beside, os.O_RDONLY | os.O_CLOEXEC)
         self._name, self._left = "", 0
+        self._space = torch.empty(0, dtype=torch.uint8)  # for what is read back: new memory costs more than reading
 
     def add(self, name: str, part: Tensor) -> None:
         if not self._left:
@@ -231,7 +242,9 @@ class _Open:
         return digest
 
     def _require_written(self, name: str, part: Tensor, at: int) -> None:
-        space = torch.empty(part.nbytes, dtype=torch.uint8)
+        if len(self._space) < part.nbytes:
+            self._space = torch.empty(part.nbytes, dtype=torch.uint8)
+        space = self._space[: part.nbytes]
         count = os.preadv(self._back, [space.numpy().data], at)
         same = part.contiguous().reshape(-1).view(torch.uint8)
         while count < len(space) and (more := os.preadv(self._back, [space.numpy().data[count:]], at + count)):

@@ -57,6 +57,14 @@ class Folder:
         self.read_into(stored, found.numpy().data)
         return found.view(stored.dtype).view(stored.shape)
 
+    def read_rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Some of the rows of a matrix."""
+        stored = self.tensors[name]
+        row = stored.bytes // stored.shape[0]
+        found = torch.empty((end - begin) * row, dtype=torch.uint8)
+        self.read_into(stored, found.numpy().data, begin * row)
+        return found.view(stored.dtype).view(end - begin, *stored.shape[1:])
+
     def read_into(self, stored: Stored, space: memoryview, begin: int = 0) -> None:
         """The bytes of a tensor from `begin` on, as many as there is space for."""
         if (file := self._files.get(stored.file)) is None:

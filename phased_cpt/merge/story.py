@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from phased_cpt.data.watch import Watcher
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.merge import shards as files
-from phased_cpt.merge.adapters import Adapted, Given
+from phased_cpt.merge.adapters import Adapted, Given, Live
 from phased_cpt.merge.card import told, write_card, write_configs
 from phased_cpt.merge.check import Logits, Wrong, compared
 from phased_cpt.merge.choice import WINDOWS, Choice, choose, tokens_that_fit
@@ -27,7 +27,7 @@ from phased_cpt.merge.pieces import Output, numbers_of, usual_dtype
 from phased_cpt.merge.places import Places
 from phased_cpt.merge.quantised import FourBits
 from phased_cpt.merge.stored import Folder
-from phased_cpt.merge.texts import Windows, held_out, own_text
+from phased_cpt.merge.texts import LONGEST, Windows, held_out, own_text
 from phased_cpt.merge.walk import walked
 from phased_cpt.merged_folder import building_of, clear_left, empty, publish
 from phased_cpt.merging import FORMAT, MergeJob
@@ -36,7 +36,8 @@ from phased_cpt.published import MERGED_MARKER, weights_digest
 from phased_cpt.run_dir import publish_file, require_room
 
 PLAN, MODEL = "plan.json", "model"
-CHECK_ROWS, CHECK_TOKENS = 2, 64
+CHECK_ROWS = 2
+CPU_TOKENS = 16  # a row; the walk finds what is wired wrongly, and each layer has been asked on its own
 
 
 @dataclass(frozen=True)
@@ -179,16 +180,14 @@ def _chosen(
 def _checked(materials: Materials, output: Output, folder: Path, windows: Windows) -> Logits:
     """The folder as it was written, walked beside base and adapters as training had them."""
     fit = tokens_that_fit(materials.empty, 2, materials.device)
-    rows = windows.first(CHECK_ROWS, CHECK_TOKENS if fit is None else max(8, min(CHECK_TOKENS, fit // CHECK_ROWS)))
+    rows = windows.first(CHECK_ROWS, LONGEST if fit is None else max(8, min(CPU_TOKENS, fit // CHECK_ROWS)))
     adapted = materials.adapted
-    live = walked(
-        adapted.adapted or adapted.model, adapted.live(output.base.read), rows, materials.device
-    )  # fmt: skip
+    live = walked(adapted.adapted or adapted.model, Live(adapted, output.base), rows, materials.device)
     written = empty_model(folder, trust_remote_code=materials.job.trust_remote_code)
     there = Folder(folder)
     places = Places(written, there)
     places.require_all()
-    merged = walked(written, Base(there, places, {}).read, rows, materials.device)
+    merged = walked(written, Base(there, places, {}), rows, materials.device)
     exact = materials.dtype == torch.float32
     logits = compared(live, merged, exact=exact)
     if not logits.holds:
