@@ -32,7 +32,9 @@ def test_the_floors_hold(copy: Path) -> None:
 
 def test_every_room_but_the_heavy_ones_is_held_to_import_no_torch() -> None:
     """A room that needs torch is named here, and the others are listed in the contract."""
-    heavy = {f"phased_cpt.{room}" for room in ("chat", "evals", "evaluate", "merge", "model", "ranks", "train", "worker")}
+    heavy = {
+        f"phased_cpt.{room}" for room in ("chat", "evals", "evaluate", "merge", "model", "ranks", "train", "worker")
+    }
     contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (light,) = (contract for contract in contracts if contract["type"] == "forbidden")
     rooms = {f"phased_cpt.{path.stem}" for path in (REPOSITORY / "phased_cpt").iterdir() if path.stem[:2] != "__"}

@@ -199,9 +199,9 @@ class Adapted:
 
     def _is_plain(self, site: Any) -> bool:
         """W + s·B·A, which is half of all merging, in one pass over W: PEFT's three take twice as long."""
-        special = (
-            site.lora_variant or site.fan_in_fan_out or any(site.lora_bias.values()) if type(site) is Linear else 1
-        )
+        if type(site) is not Linear:
+            return False
+        special = site.lora_variant or site.fan_in_fan_out or any(site.lora_bias.values())
         return not special
 
     def require_mergeable(self) -> None:
