@@ -8,7 +8,7 @@ import pytest
 
 from phased_cpt import children
 
-PROBE = ["-c", "import phased_cpt, queue; print(phased_cpt.__file__, queue.__file__)"]
+PROBE = ["-c", "import queue, phased_cpt; print(phased_cpt.__file__)"]
 
 
 def test_what_lies_in_the_folder_is_not_taken_for_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_what_lies_in_the_folder_is_not_taken_for_a_library(tmp_path: Path, monk
     Path("phased_cpt/__init__.py").write_text("raise SystemExit('an older one')")
     [program, *options, _, _] = children.command("phased_cpt.merge")
     found = subprocess.run([program, *options, *PROBE], capture_output=True, text=True)
-    assert found.returncode == 0 and found.stdout.split()[0] == str(Path(children.HERE, "phased_cpt/__init__.py"))
+    assert found.returncode == 0 and found.stdout.strip() == str(Path(children.HERE, "phased_cpt/__init__.py"))
     control = subprocess.run([sys.executable, *PROBE], capture_output=True, text=True)
     assert control.returncode == 1 and control.stderr.strip() in ("mine", "an older one")
     assert children.safe_path() == {"PYTHONSAFEPATH": "1"}

@@ -167,7 +167,7 @@ FREE = [
     "merge.enabled",
     "merge.output_dir",
     "merge.max_shard_size",
-    "merge.dtype",
+    "merge.base merge.dtype",
     "launch.num_gpus",
     "launch.hang_minutes",
     "launch.launcher",
