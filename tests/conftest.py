@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "people")
 
 pytest_plugins = ["tests.faults.matrix"]
+
+# Under nohup it is ignored, by whatever is started here as well: rightly so of a run, but then no test of it can pass.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "dataset" / "sample"
