@@ -81,10 +81,9 @@ def loss_of(output: Output, empty: PreTrainedModel, windows: Windows, device: to
 
 def residual_to_delta(output: Output, four_bits: FourBits) -> dict[str, float]:
     """What 4 bits have taken from a layer, beside what the adapters give to it: of a few layers, from first to last."""
-    pairs = [(site, param) for param, site in output.site_of.items() if param in four_bits.names]
-    looked_at = pairs[:: max(1, len(pairs) // LAYERS_LOOKED_AT)]
+    params = [param for param in output.site_of if param in four_bits.names]
     ratios = []
-    for _site, param in looked_at:
+    for param in params[:: max(1, len(params) // LAYERS_LOOKED_AT)]:
         before = output.base.read(param).float()
         residual = (before - four_bits.through(param, output.base.read(param)).float()).norm()
         delta = (output.exact(param) - before).norm()

@@ -92,15 +92,16 @@ class _Weights:
 
 
 def _plain_linears(station: nn.Module) -> Iterator[nn.Linear]:
-    """Layers that are only ever called; those of DoRA and of experts are looked into."""
-    special = (each for each in station.modules() if isinstance(each, LoraLayer) and each.lora_variant)
-    looked_into = {id(inner) for each in special for inner in each.modules()}
-    yield from (each for each in station.modules() if type(each) is nn.Linear and id(each) not in looked_into)
+    """Layers of the base that are only ever called: DoRA looks into its own, and PEFT at the type of its weights."""
+    adapted = [each for each in station.modules() if isinstance(each, LoraLayer | AuxiliaryTrainingWrapper)]
+    kept = {id(each.get_base_layer()) for each in adapted if isinstance(each, LoraLayer) and not each.lora_variant}
+    within = {id(inner) for each in adapted for inner in each.modules()} - kept
+    yield from (each for each in station.modules() if type(each) is nn.Linear and id(each) not in within)
 
 
 def _widening(module: nn.Linear, given: Tensor) -> Tensor:
     """In fp32, of weights that become so a few rows at a time, in the cache: half of the walk was to write them out."""
-    parts = [linear(given, part.float()) for part in torch.split(module.weight, CACHED_ROWS)]
+    parts = [linear(given.float(), part.float()) for part in torch.split(module.weight, CACHED_ROWS)]
     answer = torch.cat(parts, -1)
     return answer if module.bias is None else answer + module.bias.float()
 

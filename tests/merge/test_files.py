@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from phased_cpt.data.watch import Unwatched
@@ -233,6 +233,20 @@ def test_tied_embeddings_that_the_base_has_written_twice(kind: str, made: Making
     if not torch.equal(found.get("lm_head.weight", torch.zeros(0)), found["model.embed_tokens.weight"]):
         # transformers looks at what differs; vLLM and llama.cpp believe the config.
         assert config["tie_word_embeddings"] is ("lm_head.weight" not in found)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [*((kind, torch.bfloat16) for kind in KINDS), ("plain", torch.float16)])
+def test_an_adapter_that_was_saved_in_16_bits(
+    kind: str, dtype: torch.dtype, made: Making, output: Path, tmp_path: Path
+) -> None:
+    """As most of PEFT's are, on a base in 16 bits."""
+    it = made(kind)
+    for folder, name in ((it.base, "model.safetensors"), (it.adapter, "adapter_model.safetensors")):
+        shutil.copytree(folder, tmp_path / folder.name)
+        path = tmp_path / folder.name / name
+        save_file({key: each.to(dtype) for key, each in load_file(path).items()}, path, metadata={"format": "pt"})
+    facts = merge(job(tmp_path / it.base.name, tmp_path / it.adapter.name, output, dtype="auto"), Unwatched())
+    assert facts["dtype"] == str(dtype).removeprefix("torch.") and facts["logits"]["spread"] < 0.01
 
 
 # What stands beside -----------------------------------------------------------------------------------------------------
