@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def test_a_conversation_in_a_terminal(terminal: "pexpect.spawn[str]") -> None:
     terminal.expect("> $")
 
     terminal.send("half a pro")
+    terminal.expect_exact("half a pro")
+    time.sleep(0.5)  # a Ctrl-C while readline takes in the letters shows only at the next key: CPython's own race
     terminal.sendintr()
     terminal.expect_exact("Ctrl-C once more, Ctrl-D or /quit leaves")
     terminal.expect("> $")

@@ -219,7 +219,7 @@ def over_an_older_one(
     shutil.copytree("old", "run")
     count = len(operations(asked))
     begin = partial(shutil.copytree, "old/merged_model", "run/merged_model")
-    for at, place in each_stop(begin, asked, chain(range(1, count - 40, 12), range(count - 40, count + 1, 2))):
+    for at, place in each_stop(begin, asked, chain(range(1, count - 40, 12), range(count - 40, EVERY, 2))):
         whole(output, [wanted["old"], wanted["new"]])
         left = None if not output.exists() else "new" if digests(output) == wanted["new"] else "old"
         merge(asked)
@@ -252,7 +252,7 @@ def test_nothing_is_left_of_an_older_one(over_an_older_one: list[Seen], wanted: 
 def test_killed_after_it_was_checked_it_is_not_merged_again(asked: MergeJob, wanted: dict[str, Any]) -> None:
     output, building = Path(asked.output), Path(asked.output).with_name(".merged_model.building")
     count, late = len(operations(asked)), 0
-    for at, place in each_stop(lambda: None, asked, range(count - 20, count + 1)):
+    for at, place in each_stop(lambda: None, asked, range(count - 20, EVERY)):  # threads: a few more or fewer each time
         if not output.exists() and (building / "model/README.md").exists():
             there = inodes(building / "model", "*.safetensors")
             merge(asked)
