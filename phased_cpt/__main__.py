@@ -34,10 +34,10 @@ class Rooms:
 
     def ranks(self) -> "Ranks":
         """This process as a rank that trains."""
-        from phased_cpt.launchers import before_the_imports, shared
+        from phased_cpt.launchers import before_the_imports, place_of_ranks, shared
 
         before_the_imports()
-        os.environ |= shared(int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
+        os.environ |= shared(place_of_ranks(os.environ))
         from phased_cpt.ranks import in_ranks
 
         return in_ranks()

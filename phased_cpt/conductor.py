@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from phased_cpt import deepspeed_file
 from phased_cpt.bases import Base, find_base
 from phased_cpt.config import Loaded, RunConfig, from_objects, load
 from phased_cpt.config.allowed import nearest
@@ -26,8 +25,8 @@ from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.data.watch import Unwatched, Watcher
 from phased_cpt.doors import Door, LaunchedJobs
 from phased_cpt.errors import InputError, Interrupted, PhasedCptError
+from phased_cpt.fitting import filled_file
 from phased_cpt.job import SMOKE_STEPS, Job, Start
-from phased_cpt.launchers import gpus_here
 from phased_cpt.ledger import (
     Inputs,
     Ledger,
@@ -49,7 +48,6 @@ from phased_cpt.stopping import Stopping, heard
 
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
 BACK_OFF_SECONDS = 5.0  # times the tries so far
-FREE_FOR_THE_BASE = 0.6  # of a GPU's memory; the rest is for activations and what is trained
 
 
 Look = Callable[[PreparedRun, Plan], None]  # shows the user what is about to be trained
@@ -316,19 +314,6 @@ def smoke_run_dir(plan: Plan) -> RunDir:
 def versions() -> dict[str, str]:
     """Of what may move the last digits."""
     return {name: importlib.metadata.version(name) for name in VERSIONS}
-
-
-def filled_file(phase: PhasePlan, base: Base) -> dict[str, Any]:
-    """The DeepSpeed file of a phase, with nothing left to be guessed."""
-    training, gpus = phase.settings.training, gpus_here()
-    name = deepspeed_file.chosen(
-        training.deepspeed,
-        max_tokens=phase.settings.data.max_tokens,
-        use_4bit=phase.model.use_4bit,
-        fits_on_one_gpu=base.size_bytes < FREE_FOR_THE_BASE * min(gpus) if gpus and base.size_bytes else None,
-    )
-    shape = deepspeed_file.ModelShape(hidden_size=base.hidden_size)
-    return deepspeed_file.filled(deepspeed_file.read(name), phase, shape, name=name, on_gpu=bool(gpus))
 
 
 def _keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:

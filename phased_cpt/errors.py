@@ -3,6 +3,7 @@
 PhasedCptError            1   the family; its text is all that a user sees
 ├── InputError            2   what was typed, or a file that was named
 │   └── ConfigError       2   every problem of a configuration, at once
+├── PreflightFailed       3   a check before the launch says that it would fail
 ├── LedgerRefuses         4   what was done no longer matches what is asked for
 ├── Diverged              5   training left the numbers
 ├── Interrupted          75   stopped from outside; the same command goes on
@@ -17,6 +18,7 @@ class PhasedCptError(Exception):
     """A failure that is told in one message, without a traceback."""
 
     exit_code = 1
+    ended: int | None = None  # how the process has ended that it tells of
 
 
 class InputError(PhasedCptError):
@@ -43,6 +45,12 @@ class ConfigError(InputError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class PreflightFailed(PhasedCptError):  # noqa: N818
+    """What a run needs is not there."""
+
+    exit_code = 3
 
 
 class LedgerRefuses(PhasedCptError):  # noqa: N818 - reads as the sentence that it is

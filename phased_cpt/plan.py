@@ -239,7 +239,7 @@ class Wanted:
 def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:
     """Resolve every phase; ranks and the prepared data are None until they are known."""
     config = loaded.config
-    ranks = ranks or config.launch.num_gpus
+    ranks = ranks or config.launch.ranks
     phases = [
         _phase_plan(loaded, index, settings, ranks, (prepared or {}).get(config.phases[index].name))
         for index, settings in enumerate(settings_of_phases(config))

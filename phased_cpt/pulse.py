@@ -24,6 +24,7 @@ class Pulse:
     doing: str  # "loading the model"
     step: int
     at: float  # on the monotonic clock, which all processes of a host share
+    state: str | None = None  # what the system says of it, of one on another host
 
 
 class Beating:

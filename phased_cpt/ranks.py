@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -22,11 +23,13 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from phased_cpt.config.secrets import scrubbed
-from phased_cpt.errors import Interrupted, PhasedCptError
+from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.job import Job
-from phased_cpt.launchers import free_port, gpus_here, shared, threads_of_a_rank
+from phased_cpt.launchers import free_port, gpus_here, place_of_ranks, shared, threads_of_a_rank
 from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.model.quiet import quiet
+from phased_cpt.nodes import Identity, differences, identity_of
+from phased_cpt.plan import Plan
 from phased_cpt.stopping import Asked, Stopping, heard
 from phased_cpt.train.engine import Rank, join, meet
 from phased_cpt.worker import train_phase
@@ -58,7 +61,7 @@ class Ranks:
 
     def train(self, job: Job, stop: Stopping) -> None:
         """Order it, and do it; what is asked of this process is heard on the way."""
-        self._order(train=job.text())
+        self._order(train=job.text(), identity=identity_of(job.plan()).facts())
         try:
             self._train(job)
         except PhasedCptError:
@@ -70,24 +73,32 @@ class Ranks:
                 raise Interrupted("another rank was stopped; the same command goes on") from error
             raise
 
-    def follow(self) -> int:
-        """Do what rank 0 orders until it says to leave; returns the exit code."""
+    def follow(self, read: Callable[[], Plan]) -> int:
+        """Do what rank 0 orders until it says to leave; returns the exit code. `read`: what was typed here."""
         try:
             with heard() as stop:
-                return self._follow(stop)
+                return self._follow(stop, read)
         except PhasedCptError as error:
             sys.stderr.write(f"{error}\n")
             return error.exit_code
 
-    def _follow(self, stop: Stopping) -> int:
+    def _follow(self, stop: Stopping, read: Callable[[], Plan]) -> int:
         while "leave" not in (order := self._next_order()):
             try:
+                if self._orders == 1:
+                    self._require_alike(Identity(**order["identity"]), read)
                 self._train(Job.parse(order["train"]))
             except Asked:
                 return self._failed(stop.as_failure())
             except Exception as error:
                 return self._failed(error)
         return self._leave(order)
+
+    def _require_alike(self, first: Identity, read: Callable[[], Plan]) -> None:
+        """Ranks of other code or another configuration would train something else than rank 0 records."""
+        if found := differences(first, identity_of(read())):
+            what = "\n    ".join(found)
+            raise InputError(f"this rank would not do the same as rank 0:\n    {what}\nmake them equal on all nodes")
 
     def _train(self, job: Job) -> None:
         if self._rank is None:
@@ -155,8 +166,8 @@ class Ranks:
 
 def in_ranks() -> Ranks:
     """This process as a rank, with the environment that every rank has."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    place = place_of_ranks(os.environ)
     if not gpus_here() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_of_a_rank(here))  # torch is loaded, and does not look at the environment again
-    os.environ |= shared(here)
+        torch.set_num_threads(threads_of_a_rank(place.ranks))  # torch is loaded, and looks at the environment no more
+    os.environ |= shared(place)
     return Ranks()

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from phased_cpt.job import Job
-from phased_cpt.launchers import Environment, free_port, shared
-from phased_cpt.launchers.start import failure_of
+from phased_cpt.launchers import Environment, Place, free_port, shared
+from phased_cpt.launchers.failures import failure_of
 from phased_cpt.stopping import Stopping
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ class Zygote:
     """The process, seen from pytest."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, **shared(2), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        environment = {**os.environ, **shared(Place.alone(2)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.zygote"], env=environment, cwd=REPOSITORY,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -1,21 +1,44 @@
 """The verbs of a run: plan, run, status."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phased_cpt.cli.merging import merged_run, tell_merged
-from phased_cpt.cli.options import AsJson, ConfigFile, Overrides, RunFolder, app, is_rank, run_of, tell, the_plan
+from phased_cpt.cli.options import (
+    AsJson,
+    ConfigFile,
+    HostFile,
+    LauncherName,
+    MasterAddress,
+    MasterPort,
+    NodeRank,
+    Nodes,
+    NumGpus,
+    Overrides,
+    RunFolder,
+    app,
+    is_rank,
+    launch_settings,
+    run_of,
+    tell,
+    tell_aside,
+    the_plan,
+)
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import choose_run_dir, holder_of, next_archive, read_record, reconcile
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.stopping import heard
 from phased_cpt.tables import (
+    memory_table,
     outcome_line,
     plan_facts,
     plan_table,
@@ -33,10 +56,25 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def plan(config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False) -> None:
-    """Show what a run would do: every phase, and where each value came from."""
+def plan(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    run_dir: RunFolder = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Show what memory each phase needs, and whether it fits.")] = False,
+    gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="… on so many GPUs in each machine.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="… of so much memory each (80GB).")] = None,
+    host_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="… on a host of so much (1TB).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do: every phase, and where each value came from; with --fit, what memory it needs."""
     planned = the_plan(config, set_, run_dir)
-    tell(plan_facts(planned) if as_json else plan_table(planned))
+    if not (fit or gpus or gpu_memory or host_memory):
+        tell(plan_facts(planned) if as_json else plan_table(planned))
+        return
+    from phased_cpt.fitting import fit_facts  # half a second, with the hub's library
+
+    facts = fit_facts(planned, gpus, gpu_memory, host_memory)
+    tell(plan_facts(planned) | {"fit": facts} if as_json else memory_table(facts))
 
 
 @app.command()
@@ -60,9 +98,13 @@ def run(
         str | None,
         typer.Option(metavar="STEP", help="Go on from this checkpoint (a step, or a folder), or from none."),
     ] = None,
-    launcher: Annotated[
-        str | None, typer.Option(metavar="NAME", help="local, deepspeed, torchrun or inline (launch.launcher).")
-    ] = None,
+    launcher: LauncherName = None,
+    num_gpus: NumGpus = None,
+    nnodes: Nodes = None,
+    node_rank: NodeRank = None,
+    master_addr: MasterAddress = None,
+    master_port: MasterPort = None,
+    hostfile: HostFile = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Try it: two steps of every phase, in a folder that is then removed.")
     ] = False,
@@ -75,31 +117,52 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run the curriculum, or go on with it (the default verb)."""
-    chosen_launcher = [f"launch.launcher={launcher}"] if launcher else []
     if phase and (from_ or until):
         raise InputError("--phase stands for --from and --until; give it alone, or those two")
     if merge_only:
         tell_merged(merged_run(config, set_ or [], run_dir), as_json)
         return
+    machines = launch_settings(
+        launcher=launcher, num_gpus=num_gpus, nnodes=nnodes, master_addr=master_addr, master_port=master_port,
+        hostfile=hostfile,
+    )  # fmt: skip
+    settings = [*(set_ or []), *machines]
     if dry_run:
         if os.environ.get("RANK", "0") == "0":
-            planned = _on_ranks(the_plan(config, [*(set_ or []), *chosen_launcher], run_dir))
-            _print_dry_run(planned, new, redo_from, as_json)
+            _print_dry_run(_on_ranks(the_plan(config, settings, run_dir)), new, redo_from, as_json)
         return
+    wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke)
     with contextlib.ExitStack() as leaving:
-        ranks = _ranks(context, leaving) if is_rank() else None
-        planned = the_plan(config, [*(set_ or []), *chosen_launcher], run_dir)
+        read = functools.partial(the_plan, config, settings, run_dir)
+        ranks = _ranks(context, leaving, read) if is_rank() else None
+        planned = read()
         if planned.config.launch.launcher == "inline" and ranks is None:
-            ranks = _ranks(context, leaving)
-        wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke)
-        _run(planned, ranks, wanted, new, as_json)
+            ranks = _ranks(context, leaving, read)
+        door = ranks or leaving.enter_context(_launched_jobs(planned, node_rank, config, set_ or []))
+        _run(planned, door, wanted, new, as_json)
 
 
-def _ranks(context: typer.Context, leaving: contextlib.ExitStack) -> "Door":
+@contextlib.contextmanager
+def _launched_jobs(planned: Plan, node: int | None, config: Path | None, overrides: list[str]) -> "Iterator[Door]":
+    """The first door, on all machines; on the other nodes this is where a call spends its life."""
+    from phased_cpt import doors
+
+    def say(message: str) -> None:
+        tell_aside(f"{message}\n")
+
+    if doors.is_other_node(planned, node):
+        raise typer.Exit(doors.attended_jobs(planned, node or 0, say))
+    named = ["-c", str(config.expanduser().resolve() if config.expanduser().exists() else config)] if config else []
+    words = ["run", *named, *(word for each in overrides for word in ("--set", each))]
+    with doors.launched_jobs(planned, node, words, say) as door:
+        yield door
+
+
+def _ranks(context: typer.Context, leaving: contextlib.ExitStack, read: Callable[[], Plan]) -> "Door":
     """This process as a rank. Those behind the first do as it says, and leave with it."""
     ranks = context.obj.ranks()
     if ranks.number > 0:
-        raise typer.Exit(ranks.follow())
+        raise typer.Exit(ranks.follow(read))
     door: Door = leaving.enter_context(ranks)
     return door
 
@@ -111,19 +174,17 @@ def _on_ranks(planned: Plan) -> Plan:
     return make_plan(Loaded(planned.config, planned.places), ranks)
 
 
-def _run(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+def _run(planned: Plan, door: "Door", wanted: Wanted, new: bool, as_json: bool) -> None:
     with heard():  # a stop while the rest is imported, too
-        _conducted(planned, ranks, wanted, new, as_json)
+        _conducted(planned, door, wanted, new, as_json)
 
 
-def _conducted(planned: Plan, ranks: "Door | None", wanted: Wanted, new: bool, as_json: bool) -> None:
+def _conducted(planned: Plan, door: "Door", wanted: Wanted, new: bool, as_json: bool) -> None:
     # numpy and tokenizers take a third of a second, which the verbs without data do not wait for.
     from phased_cpt.conductor import conduct, smoke_run_dir
-    from phased_cpt.doors import LaunchedJobs
     from phased_cpt.progress import Bar
 
     chosen = smoke_run_dir(planned) if wanted.smoke else choose_run_dir(planned, new=new)
-    door = ranks or LaunchedJobs.of(planned)
 
     def look(prepared: "PreparedRun", counted: Plan) -> None:
         if not as_json:

@@ -48,6 +48,25 @@ Overrides = Annotated[
 RunFolder = Annotated[
     Path | None, typer.Option("--run-dir", help="Run folder, instead of the one that the name finds.")
 ]
+NumGpus = Annotated[
+    int | None, typer.Option("--num-gpus", metavar="N", min=1, help="Processes on each machine (launch.num_gpus).")
+]
+Nodes = Annotated[int | None, typer.Option("--nnodes", metavar="N", min=1, help="Machines (launch.nnodes).")]
+NodeRank = Annotated[
+    int | None, typer.Option("--node-rank", metavar="K", min=0, help="Which of them this is; node 0 conducts.")
+]
+MasterAddress = Annotated[
+    str | None, typer.Option("--master-addr", metavar="HOST", help="Node 0, as the others reach it.")
+]
+MasterPort = Annotated[
+    int | None, typer.Option("--master-port", metavar="PORT", min=1, max=65535, help="Where the nodes meet.")
+]
+HostFile = Annotated[
+    Path | None, typer.Option("--hostfile", metavar="FILE", help="The machines, called by ssh (launch.hostfile).")
+]
+LauncherName = Annotated[
+    str | None, typer.Option("--launcher", metavar="NAME", help="local, deepspeed, torchrun or inline.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON, and nothing else, on stdout.")]
 
 
@@ -79,6 +98,11 @@ def found(config: Path) -> Path:
     near = [str(path) for path in config.parent.glob("*") if path.suffix in (".yaml", ".yml", ".json")]
     hint = nearest(config, near) or nearest(config.stem, shipped)
     raise InputError(f"{config}: no such file (looked from {Path.cwd()}){hint}")
+
+
+def launch_settings(**given: object) -> list[str]:
+    """The options of a launch, as --set would say them."""
+    return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def tell(what: dict[str, Any] | str | RenderableType) -> None:

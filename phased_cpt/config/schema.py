@@ -232,9 +232,17 @@ class Merge(Section):
 
 
 class Launch(Section):
-    """The machine that the phases are launched on."""
+    """The machines that the phases are launched on."""
 
-    num_gpus: Natural | None = execution(None, "Processes in a phase, one per GPU; every visible GPU if absent.")
+    num_gpus: Natural | None = execution(
+        None, "Processes in a phase on each machine, one per GPU; every visible GPU if absent."
+    )
+    nnodes: Natural = execution(1, "Machines (nodes); the same command is called on each, with its --node-rank.")
+    master_addr: Text | None = bookkeeping(None, "Name or address of node 0, as the other nodes reach it.")
+    master_port: Natural = bookkeeping(29400, "Port there at which the nodes meet.", le=65535)
+    hostfile: Place | None = bookkeeping(
+        None, "File of the machines, a line each (worker-1 slots=8); all but the first are called by ssh."
+    )
     launcher: Literal["local", "deepspeed", "torchrun", "inline"] = bookkeeping(
         "local", "How the processes of a phase are started: directly, by a launcher, or as the one that is called."
     )
@@ -242,6 +250,11 @@ class Launch(Section):
     retries: Count = bookkeeping(
         0, "How often a failed phase is started again by `phased-cpt run`; only if a checkpoint was made since."
     )
+
+    @property
+    def ranks(self) -> int | None:
+        """Over all machines, where that is written."""
+        return self.num_gpus and self.num_gpus * self.nnodes
 
 
 class Source(Section):

@@ -5,13 +5,14 @@ from phased_cpt.launchers.commands import (
     Command,
     Environment,
     Launcher,
+    Program,
     before_the_imports,
-    free_port,
     shared,
     threads_of_a_rank,
 )
 from phased_cpt.launchers.machine import gpus_here, ranks_here
 from phased_cpt.launchers.parents import CONDUCTOR
+from phased_cpt.launchers.place import Place, free_port, place_of_ranks
 from phased_cpt.launchers.start import launched
 
 __all__ = [
@@ -20,10 +21,13 @@ __all__ = [
     "Command",
     "Environment",
     "Launcher",
+    "Place",
+    "Program",
     "before_the_imports",
     "free_port",
     "gpus_here",
     "launched",
+    "place_of_ranks",
     "ranks_here",
     "shared",
     "threads_of_a_rank",

@@ -45,14 +45,15 @@ def stalled(
     if not signs:
         return f"for {waited} no rank has come so far as to give a sign; it may be its imports, or a disk"
     suspected = list(STATES)
-    found = [(state(sign.pid), sign) for _, sign in sorted(signs.items())]
+    found = [(state(sign.pid) if sign.state is None else sign.state, sign) for _, sign in sorted(signs.items())]
     found.sort(key=lambda each: (suspected.index(each[0]) if each[0] in STATES else len(STATES), each[1].at))
     lines = [f"    rank {sign.rank}: {_shown(sign, now, STATES.get(letter))}" for letter, sign in found]
     return "\n".join([f"no rank has given a sign for {waited}; the first of these is the one to look at:", *lines])
 
 
 def _shown(sign: Pulse, now: float, state: str | None) -> str:
-    parts = [f"{sign.doing}, step {sign.step}", f"its last sign was {now - sign.at:.0f} s ago"]
+    where = f"on {sign.host}, " if sign.state is not None else ""
+    parts = [f"{where}{sign.doing}, step {sign.step}", f"its last sign was {now - sign.at:.0f} s ago"]
     return "; ".join([*parts, state] if state else parts)
 
 

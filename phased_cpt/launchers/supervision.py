@@ -6,26 +6,25 @@ no sign of any rank for too long ─→ SIGUSR2 to each rank, for its stacks ─
 """
 
 import contextlib
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from phased_cpt.errors import Interrupted, PhasedCptError
+from phased_cpt.launchers.commands import Environment
 from phased_cpt.launchers.failures import signal_of, was_killed
 from phased_cpt.launchers.hang import Patience, advice
-from phased_cpt.launchers.processes import environment_of, hears, is_below, tell
+from phased_cpt.launchers.processes import environment_of, hears, tell
+from phased_cpt.launchers.running import Running
 from phased_cpt.pulse import CLOSING, Pulse, pulses
 from phased_cpt.stopping import Stopping, Wish
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.25  # at wishes and pulses
 STACKS_SECONDS = 1.0  # until they are written
-
-Processes = Sequence[subprocess.Popen[bytes]]
+REPORT_SECONDS = 1.0  # until the word of another node is here
 
 
 class Hung(PhasedCptError):  # noqa: N818
@@ -36,11 +35,12 @@ class Supervision:
     """What the conductor knows of the job that it has started; `mark` is what its ranks have in their environment."""
 
     def __init__(
-        self, processes: Processes, logs: Path, stop: Stopping, hang_seconds: float, mark: dict[str, str]
+        self, running: Sequence[Running], logs: Path, stop: Stopping, hang_seconds: float, mark: Environment
     ) -> None:
-        self._processes, self._logs, self._mark = processes, logs, mark
+        self._running, self._logs, self._mark = running, logs, mark
         self._stop, self._patience = stop, Patience(hang_seconds)
-        self._told: set[int] = set()  # to stop
+        self._asked = False  # to stop
+        self._told: set[int] = set()  # of the ranks
         self.ended_early = False  # a process was ended in which no rank had begun
         self._next_look = 0.0
 
@@ -50,7 +50,7 @@ class Supervision:
         """
         deadline: float | None = None
         while True:
-            codes = [process.poll() for process in self._processes]
+            codes = [one.poll() for one in self._running]
             ended = set(codes) - {None, 0}
             if None not in codes or ended - {Interrupted.exit_code}:
                 break
@@ -61,15 +61,24 @@ class Supervision:
             self._look()
             time.sleep(POLL_SECONDS)
         # One that was killed drags the others along within a moment: it is the one to be told of.
+        codes = self._reported(codes)
         killed = (at for at, code in enumerate(codes) if was_killed(code))
         return next(killed, next((at for at, code in enumerate(codes) if code), None))
+
+    def _reported(self, codes: list[int | None]) -> list[int | None]:
+        """Once more, where some of them are on other nodes, whose word takes a moment."""
+        deadline = time.monotonic() + (REPORT_SECONDS if any(one.is_elsewhere for one in self._running) else 0.0)
+        while None in codes and not any(map(was_killed, codes)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            codes = [one.poll() for one in self._running]
+        return codes
 
     def _is_closing(self) -> bool:
         """Whether a rank that still lives has only its logs left to send."""
         signs = pulses(self._logs).values()
         return any(sign.doing == CLOSING and self._is_ours(sign) for sign in signs)
 
-    def stopped_by(self, code: int) -> str:
+    def stopped_by(self, code: int | None) -> str:
         """Who has asked, where processes were ended as they had not begun to train."""
         asked = self._stop.wish() == Wish.STOP and signal_of(code) == signal.SIGTERM
         return self._stop.asked_by if self.ended_early or asked else ""
@@ -79,6 +88,7 @@ class Supervision:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         signs = pulses(self._logs)
+        signs |= {rank: sign for one in self._running for rank, sign in one.signs().items()}
         ranks = [sign for sign in signs.values() if self._is_ours(sign)]
         wish = self._stop.wish()
         if wish == Wish.STOP:
@@ -97,15 +107,15 @@ class Supervision:
 
     def _ask_to_stop(self, ranks: Sequence[Pulse]) -> None:
         """Each rank once, also those that come later: a second signal means at once."""
-        if not self._told:
+        if not self._asked:
+            self._asked = True
             said = f"{self._stop.asked_by}: stopping after this step, with a checkpoint; once more: at once\n"
             with contextlib.suppress(OSError):  # a terminal that was closed
                 sys.stderr.write(said)
-            for process in self._processes:
-                if not any(is_below(rank.pid, process.pid) for rank in ranks):
-                    signal_session(process, signal.SIGTERM)  # nothing is lost: no job trains before all are there
+            for one in self._running:
+                if (ended := one.ask_to_stop(ranks)) is not None:
                     self.ended_early = True
-                    self._told.add(process.pid)
+                    self._told.add(ended)
         for rank in ranks:
             if rank.pid not in self._told:
                 tell(rank.pid, signal.SIGTERM)
@@ -118,9 +128,3 @@ class Supervision:
         for pid in hearing:
             tell(pid, how)
         return len(hearing)
-
-
-def signal_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """The process, and whatever it has started that has not left its session."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, how)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from phased_cpt.data.blocks import IGNORED, Blocks
-from phased_cpt.model.flops import Flops, flops_per_token, mean_square_length, peak_of, shape_of, utilisation
+from phased_cpt.estimate.flops import Flops, flops_per_token, mean_square_length, peak_of, shape_of, utilisation
 from phased_cpt.plan import PhasePlan
 
 ROWS_LOOKED_AT = 64  # for how many positions stand behind a trained token

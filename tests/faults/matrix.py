@@ -49,6 +49,9 @@ FAULTS = {
     "F28": "what fails always is tried again",
     "F29": "the run folder has moved",
     "F30": "a folder of another version",
+    "F31": "a node dies, stands still, or is cut off",
+    "F32": "nodes or ranks with other code, or another configuration",
+    "F33": "a port that is taken; a wrong file of machines",
 }
 INEXACT = """\
 ## What is not exact, and what holds instead

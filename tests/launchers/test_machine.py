@@ -11,7 +11,7 @@ import pytest
 from phased_cpt.conductor import LaunchedJobs
 from phased_cpt.config import from_record
 from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.launchers import LAUNCHERS, gpus_here, machine, ranks_here, shared
+from phased_cpt.launchers import LAUNCHERS, Place, Program, gpus_here, machine, ranks_here, shared
 from phased_cpt.plan import make_plan
 
 MIB = 2**20
@@ -66,7 +66,7 @@ def test_the_visible_gpus(visible: str | None, gpus: Machine) -> None:
     assert [size // (1024 * MIB) for size in gpus_here()] == VISIBLE[visible]
     assert ranks_here(None) == max(1, len(VISIBLE[visible]))
     assert ranks_here(3) == 3
-    assert ("DS_ACCELERATOR" in shared(1)) == (VISIBLE[visible] == []), "without GPUs it is the CPU that trains"
+    assert ("DS_ACCELERATOR" in shared(Place.alone(1))) == (VISIBLE[visible] == []), "without GPUs it is the CPU that trains"
 
 
 def test_a_gpu_that_does_not_tell_its_memory_is_one_all_the_same(gpus: Machine) -> None:
@@ -111,7 +111,7 @@ def test_the_deepspeed_launcher_takes_the_gpus_that_are_visible(
 ) -> None:
     """With --num_gpus=2 it would take the first two of the machine, which may be somebody else's."""
     gpus(FOUR, visible=visible)
-    (command,) = LAUNCHERS["deepspeed"](Path("job.json"), ranks)
+    (command,) = LAUNCHERS["deepspeed"](Program("worker", Path("job.json"), Path("logs")), Place.alone(ranks))
     (world,) = [word.partition("=")[2] for word in command.words if word.startswith("--world_info=")]
     assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": ids}
 
@@ -120,6 +120,6 @@ def test_ranks_on_a_cpu_share_its_cores(gpus: Machine, monkeypatch: pytest.Monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     gpus("")
     cores = len(os.sched_getaffinity(0))
-    assert [int(shared(ranks)["OMP_NUM_THREADS"]) for ranks in (1, cores, 2 * cores)] == [cores, 1, 1]
+    assert [int(shared(Place.alone(ranks))["OMP_NUM_THREADS"]) for ranks in (1, cores, 2 * cores)] == [cores, 1, 1]
     gpus(FOUR)
-    assert "OMP_NUM_THREADS" not in shared(2)
+    assert "OMP_NUM_THREADS" not in shared(Place.alone(2))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from phased_cpt.model.flops import (
+from phased_cpt.estimate.flops import (
     HEAD,
     LINEARS,
     PEAKS,

@@ -1,0 +1,137 @@
+"""Whether each phase of a plan fits on a machine, and what would make it fit.
+
+plan, config.json of the base ─ recipe of a phase ─ estimate ─┬ fits, tight, does not fit, not known
+                                                              └ other settings that would fit
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from phased_cpt.bases import Base
+from phased_cpt.estimate.architecture import Architecture, UnknownShapeError, architecture_of
+from phased_cpt.estimate.changes import Found, changes
+from phased_cpt.estimate.memory import Estimate, estimate
+from phased_cpt.estimate.recipe import Recipe, sharding_of
+from phased_cpt.fitting.files import chosen_file, config_of, filled_for, recipe_for
+from phased_cpt.fitting.hardware import Hardware
+from phased_cpt.plan import PhasePlan, Plan
+
+Verdict = Literal["fits", "tight", "does not fit", "not known"]
+
+TIGHT = 0.9  # of what may be used; the estimate is held to 15 %
+CHANGES = 3  # that are told
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other settings, and what the phase would then need of the device."""
+
+    set: tuple[str, ...]  # what to type, one option each: --set training.deepspeed=zero3
+    bytes: int
+    fits: bool
+
+    def __str__(self) -> str:
+        return " ".join(self.set)
+
+
+@dataclass(frozen=True)
+class PhaseFit:
+    """What one phase needs on each rank."""
+
+    phase: str
+    file: str  # the DeepSpeed file that it would use
+    device: Estimate
+    host: Estimate
+    room: int | None  # bytes of the device that may be used
+    verdict: Verdict
+    why: str
+    changes: tuple[Change, ...] = ()
+
+
+def fit(plan: Plan, base: Base, hardware: Hardware) -> list[PhaseFit]:
+    """Every phase of a plan that is counted for its ranks."""
+    return [_fit(phase, base, hardware) for phase in plan.phases]
+
+
+def _fit(phase: PhasePlan, base: Base, hardware: Hardware) -> PhaseFit:
+    file = chosen_file(phase, base, hardware)
+    try:
+        model = architecture_of(config_of(base))
+    except UnknownShapeError as unknown:
+        return _of_its_files(phase, base, hardware, file, str(unknown))
+    recipe = recipe_for(phase, base, hardware, file)
+    device, host = estimate(model, recipe)
+    verdict, why = _verdict(device, host, hardware)
+    told = () if verdict in ("fits", "not known") else tuple(_changes(phase, base, model, recipe, hardware))
+    return PhaseFit(phase.name, file, device, host, hardware.room, verdict, why, told)
+
+
+def _of_its_files(phase: PhasePlan, base: Base, hardware: Hardware, file: str, unknown: str) -> PhaseFit:
+    """Of an architecture that is not known, the size of the files says how large the weights are, at least."""
+    size, nothing = base.size_bytes, Estimate({}, 0)
+    device = Estimate({"weights": size}, size, "load") if size else nothing
+    shared = phase.model.use_4bit or file not in ("zero2", "zero2_offload")
+    if size > hardware.room and not shared:
+        return PhaseFit(phase.name, file, device, nothing, hardware.room, "does not fit", "the weights alone do not")
+    return PhaseFit(phase.name, file, device, nothing, hardware.room, "not known", unknown)
+
+
+def _verdict(device: Estimate, host: Estimate, hardware: Hardware) -> tuple[Verdict, str]:
+    if hardware.gpu_bytes == 0:
+        return "not known", "nvidia-smi does not say how much memory the GPU has; add --gpu-memory"
+    of_device = "GPU" if hardware.gpu_bytes is not None else "host"
+    for what, found, room in _rooms(device, host, hardware, of_device):
+        if found.peak > room:
+            return (
+                "does not fit",
+                f"{gigabytes(found.peak)} are needed of the {what}, and {gigabytes(room)} may be used",
+            )
+    for what, found, room in _rooms(device, host, hardware, of_device):
+        if found.peak > TIGHT * room:
+            return "tight", f"{found.peak / room:.0%} of what may be used of the {what}: the estimate may be 15 % off"
+    return "fits", ""
+
+
+def _rooms(device: Estimate, host: Estimate, hardware: Hardware, of_device: str) -> Iterator[tuple[str, Estimate, int]]:
+    if hardware.gpu_bytes is not None:
+        yield of_device, device, hardware.room
+    if hardware.host_bytes:  # of a machine that is only spoken of it may not be known
+        yield "host", host, hardware.host_room
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+# What would make it fit -----------------------------------------------------------------------------------------------
+
+
+def _changes(phase: PhasePlan, base: Base, model: Architecture, recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
+    """The first that fit; or, where nothing does, what comes nearest."""
+    names = ("zero3", "zero2_offload", "zero3_offload")
+    files = {name: sharding_of(filled_for(name, phase, base, hardware)) for name in names}
+    told: list[Found] = []
+    nearest: Found | None = None
+    for found in changes(model, recipe, files):
+        if any(dict(one.settings).keys() <= dict(found.settings).keys() for one in told):
+            continue  # with one of them alone, or with less of it, it fits already
+        if _verdict(found.device, found.host, hardware)[0] == "fits":
+            told.append(found)
+            yield _typed(found, phase, fits=True)
+        if len(told) == CHANGES:
+            return
+        if nearest is None or found.device.peak < nearest.device.peak:
+            nearest = found
+    if not told and nearest is not None:
+        yield _typed(nearest, phase, fits=False)
+
+
+def _typed(found: Found, phase: PhasePlan, *, fits: bool) -> Change:
+    """As options of the command line, at the place where a phase has its own value."""
+    options = []
+    for key, value in found.settings:
+        section, name = key.split(".")
+        own = phase.origins[section, name].kind == "phase"
+        options.append(f"--set phases.{phase.name}.{key}={value}" if own else f"--set {key}={value}")
+    return Change(tuple(options), found.device.peak or found.host.peak, fits)

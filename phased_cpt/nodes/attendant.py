@@ -1,0 +1,177 @@
+"""Any node but the first: it comes to node 0, starts the ranks that are ordered, and watches them as they run.
+
+come ─ wait ─ start: ranks ─┬─ ended well, or not ─→ told ─ wait …
+                            ├─ a signal here ──────→ the ranks stop, all of them agreed ─→ told
+                            └─ node 0 is gone ─────→ they are ended, exit 1
+       leave ─→ the exit code of node 0
+"""
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from phased_cpt.errors import InputError, PhasedCptError
+from phased_cpt.launchers import LAUNCHERS, Command, Place, Program
+from phased_cpt.launchers.place import interface_towards
+from phased_cpt.launchers.processes import state_of
+from phased_cpt.launchers.start import attended
+from phased_cpt.nodes.identity import Identity
+from phased_cpt.nodes.wire import LOST_SECONDS, Message, Wire
+from phased_cpt.pulse import pulses
+from phased_cpt.stopping import Stopping, Wish, heard
+
+COMING_SECONDS = 1800.0
+TRY_SECONDS = 1.0
+TELL_SECONDS = 10.0
+POLL_SECONDS = 0.2
+SEEN_SECONDS = 30.0  # until a file that node 0 has written is here: NFS looks again after some seconds
+NEVER = float("inf")
+
+Tell = Callable[[str], None]
+
+
+def attend(address: str, port: int, node: int, of: int, ranks: int, mine: Identity, tell: Tell) -> int:
+    """Be one of the other nodes, for a whole run; returns the exit code."""
+    with heard() as stop:
+        attendant = Attendant(node, of, tell, stop)
+        attendant.come(address, port, ranks, mine)
+        return attendant.serve()
+
+
+class Attendant:
+    """What this node knows of node 0, and of its own ranks."""
+
+    def __init__(self, node: int, of: int, tell: Tell, stop: Stopping) -> None:
+        self._node, self._of, self._tell, self._stop = node, of, tell, stop
+        self._logs: Path | None = None  # of the ranks that run now
+        self._ranks = range(0)
+        self._code: int | None = None  # to leave with
+        self._patience = LOST_SECONDS  # with node 0
+
+    def come(self, address: str, port: int, ranks: int, mine: Identity) -> None:
+        """To node 0, which may be called later."""
+        began = told = time.monotonic()
+        self._tell(f"node {self._node} of {self._of}: looking for node 0 at {address}:{port}")
+        while True:
+            self._stop.require_on()
+            try:
+                connection = socket.create_connection((address, port), timeout=TRY_SECONDS * 5)
+                break
+            except socket.gaierror as error:
+                what = f"{address} is no name that this machine knows ({error.strerror})"
+                raise InputError(f"launch.master_addr: {what}") from None
+            except OSError as error:
+                reason = error.strerror or str(error)
+            if time.monotonic() - began > COMING_SECONDS:
+                raise PhasedCptError(f"node 0 cannot be reached at {address}:{port}: {reason}; is it called there?")
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                self._tell(f"still looking for node 0 at {address}:{port} ({reason})")
+            time.sleep(TRY_SECONDS)
+        self._interface = interface_towards(address)
+        self._wire = Wire(connection, self._signs)
+        self._wire.send(hello={"node": self._node, "of": self._of, "ranks": ranks, "identity": mine.facts()})
+
+    def serve(self) -> int:
+        """Do what is ordered until the order is to leave."""
+        while self._code is None:
+            self._stop.require_on()
+            message = self._wire.next(POLL_SECONDS)
+            if message is not None:
+                self._do(message)
+            elif why := self._wire.lost(self._patience):
+                raise PhasedCptError(f"node 0 is gone: {why}; the same command, on all nodes, goes on")
+        return self._code
+
+    def _do(self, message: Message) -> None:
+        if "refused" in message:
+            raise InputError(message["refused"])
+        if "welcome" in message:
+            self._patience = message["patience"]
+            self._tell(f"node {self._node} of {self._of}: node 0 is {message['welcome']}; waiting for its orders")
+        if "leave" in message:
+            self._code = int(message["leave"])
+            if message["message"]:
+                self._tell(f"node 0 has ended the run: {message['message']}")
+        if "start" in message:
+            self._start(message["start"], message["job"])
+
+    def _start(self, order: Message, job: int) -> None:
+        """Ranks, to their end; however that comes, node 0 hears of it."""
+        argument = Path(order["argument"])
+        program = Program(order["module"], argument, Path(order["logs"]))
+        place = Place(**order["place"] | {"counts": tuple(order["place"]["counts"]), "interface": self._interface})
+        words, ended, exit_code = "", 0, 0
+        try:
+            self._require_shared(argument, order["content"])
+            self._tell(f"ranks {place.first} to {place.first + place.ranks - 1}: {argument.parent.name}")
+            self._logs, self._ranks = program.logs, range(place.first, place.first + place.ranks)
+            self._run(LAUNCHERS[order["launcher"]](program, place), program.logs, job)
+        except PhasedCptError as error:
+            words, exit_code, ended = str(error), error.exit_code, error.ended or error.exit_code
+        except OSError as error:  # a log that cannot be written
+            words, exit_code, ended = str(error), 1, 1
+        finally:
+            self._logs = None
+        self._wire.send(job=job, ended=ended, exit_code=exit_code, message=words)
+        if words:
+            self._tell(words)
+
+    def _run(self, commands: Sequence[Command], logs: Path, job: int) -> None:
+        orders = Orders(self._wire, job, self._stop, self._patience)
+        try:
+            with self._stop.held():
+                attended(commands, logs, orders, NEVER)
+        finally:
+            self._do(orders.left)
+
+    def _require_shared(self, argument: Path, content: str) -> None:
+        """What node 0 has written is read here, byte for byte, or the folder is another one."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while time.monotonic() < deadline and not self._wire.lost():
+            if argument.exists() and argument.read_text() == content:
+                return
+            time.sleep(POLL_SECONDS)
+        what = f"{argument} of node 0 is not seen on this node ({socket.gethostname()})"
+        raise InputError(f"{what}; run.output_dir must lie in a folder that all nodes share, under the same path")
+
+    def _signs(self) -> Message:
+        """Where the ranks here are, for node 0, which cannot look."""
+        if self._logs is None:
+            return {}
+        signs = pulses(self._logs)
+        now = time.monotonic()
+        return {
+            str(rank): {"pulse": asdict(sign), "ago": now - sign.at, "state": state_of(sign.pid)}
+            for rank, sign in signs.items()
+            if rank in self._ranks
+        }
+
+
+class Orders(Stopping):
+    """What is asked of ranks that run here: by this node's people, and by node 0."""
+
+    def __init__(self, wire: Wire, job: int, people: Stopping, patience: float) -> None:
+        super().__init__()
+        self._wire, self._job, self._people, self._patience = wire, job, people, patience
+        self._ordered = False
+        self.left: Message = {}  # an order to leave, which is carried out once they have ended
+
+    def wish(self) -> Wish:
+        while (message := self._wire.next()) is not None:
+            if message.get("stop") == self._job:
+                self._ordered, self.asked_by = True, "node 0"
+            if "leave" in message:
+                self.left = message
+            if message.get("end") == self._job or self.left:
+                raise PhasedCptError("node 0 has ended them")
+        if why := self._wire.lost(self._patience):
+            raise PhasedCptError(f"node 0 is gone: {why}")
+        if self._people.wish() == Wish.STOP:
+            self.asked_by = self._people.asked_by
+        return Wish.STOP if self._ordered else self._people.wish()
+
+    def saved(self) -> None:
+        self._people.saved()

@@ -1,0 +1,139 @@
+"""The machines of a run by a file, as DeepSpeed's own launcher reads it; all but the first are called by ssh.
+
+worker-1 slots=8        ← here the command is called
+worker-2 slots=8
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from phased_cpt.children import command
+from phased_cpt.errors import InputError
+
+LINE = re.compile(r"^(?P<name>[^\s=]+)\s+slots=(?P<slots>[1-9]\d*)$")
+# What libraries are told by the environment goes with the call, as DeepSpeed does it; never a key, which ps would show.
+PASSED_ON = re.compile(r"^(NCCL_|GLOO_|HF_HOME$|HF_HUB_|TORCH_|OMP_NUM_THREADS$|PYTHONPATH$|PATH$|LD_LIBRARY_PATH$)")
+BATCH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]  # never a question: nobody would see it
+LEAVING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A line of the file."""
+
+    name: str
+    slots: int
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """All that is wrong with it is told at once."""
+    try:
+        lines = path.expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"launch.hostfile: {path} cannot be read: {reason}") from None
+    hosts: list[Host] = []
+    wrong: list[str] = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        found = LINE.match(text)
+        if found is None:
+            wrong.append(f"{path}:{number}: {text!r}; a name and its number of GPUs are needed: worker-1 slots=8")
+        elif found["name"] in [host.name for host in hosts]:
+            wrong.append(f"{path}:{number}: {found['name']} stands twice; one line a machine")
+        else:
+            hosts.append(Host(found["name"], int(found["slots"])))
+    if not hosts and not wrong:
+        wrong.append(f"{path}: no machine is named; write a line for each: worker-1 slots=8")
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return hosts
+
+
+def require_here(hosts: Sequence[Host], path: Path) -> None:
+    """The first line is the machine that conducts, and so the one that is asked."""
+    first = hosts[0].name
+    if first in ("localhost", socket.gethostname(), socket.getfqdn()) or _is_own(first):
+        if len(hosts) > 1 and first == "localhost":
+            raise InputError(f"{path}: localhost is first, and the others must find it: write its name or address")
+        return
+    what = f"the first machine is {first}, and this is {socket.gethostname()}"
+    raise InputError(f"{path}: {what}; call the command there, or put this machine first")
+
+
+def _is_own(name: str) -> bool:
+    """Whether a socket of this machine can have the address that the name stands for."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.bind(where)
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Called:
+    """The command on another machine."""
+
+    host: Host
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def ended(self) -> str | None:
+        """What is to be told of one that ended before it has come."""
+        if (code := self.process.poll()) is None:
+            return None
+        self.output.seek(0)
+        said = self.output.read().decode(errors="replace").strip().splitlines()
+        return f"`ssh {self.host.name}` ended with {code}" + (f": {said[-1]}" if said else "")
+
+
+@contextmanager
+def called(hosts: Sequence[Host], words: Sequence[str]) -> Iterator[list[Called]]:
+    """The others, called by ssh, each with its place among them; they leave when node 0 does."""
+    if shutil.which("ssh") is None:
+        mend = "install it, or call the command on each node with --node-rank"
+        raise InputError(f"launch.hostfile: there is no ssh here; {mend}")
+    running: list[Called] = []
+    try:
+        for node, host in enumerate(hosts):
+            if node:
+                running.append(_call(host, call_words(host, node, words)))
+        yield running
+    finally:
+        for each in running:
+            try:
+                each.process.wait(LEAVING_SECONDS)
+            except subprocess.TimeoutExpired:
+                each.process.send_signal(signal.SIGTERM)
+            each.output.close()
+
+
+def call_words(host: Host, node: int, words: Sequence[str]) -> list[str]:
+    """In the same folder, with the same Python: both are shared, as the run folder is."""
+    passed_on = [f"{name}={value}" for name, value in sorted(os.environ.items()) if PASSED_ON.match(name)]
+    place = ["--node-rank", str(node), "--set", f"launch.num_gpus={host.slots}"]
+    there = ["env", *passed_on, *command("phased_cpt"), *words, *place]
+    return ["ssh", *BATCH, host.name, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(there)}"]
+
+
+def _call(host: Host, words: list[str]) -> Called:
+    output = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(  # noqa: S603
+        words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    return Called(host, process, output)

@@ -1,0 +1,69 @@
+"""Whether two nodes would do the same: the code that they run, and the configuration that they have read."""
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import phased_cpt
+from phased_cpt.plan import Plan
+from phased_cpt.resolved import every_value
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+OF_A_NODE = ("launch.", "run.output_dir", "run.dir", "run.cache_dir", "tracking.")  # node 0's hold; they may differ
+SHOWN = 5  # differences
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of a node, or a rank."""
+
+    host: str
+    code: dict[str, str]  # versions, and the digest of our own files
+    settings: dict[str, Any]  # every value of the configuration that moves what is trained
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def identity_of(plan: Plan | None) -> Identity:
+    """Of this process; of a plan where it has one."""
+    values = every_value(plan) if plan else {}
+    settings = {path: value for path, value in values.items() if not path.startswith(OF_A_NODE)}
+    return Identity(socket.gethostname(), code(), settings)
+
+
+@functools.cache
+def code() -> dict[str, str]:
+    """What is run here, to the byte."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions, "phased_cpt": _own_digest()}
+
+
+def _own_digest() -> str:
+    root = Path(phased_cpt.__file__).parent
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        hashed.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return hashed.hexdigest()[:12]
+
+
+def differences(mine: Identity, other: Identity) -> list[str]:
+    """`learning_rate is 1e-4 on a, 5e-5 on b`, of code and settings; nothing where the two are alike."""
+    found = [_told(f"{name} is", mine, other, mine.code.get(name), version) for name, version in other.code.items()
+             if mine.code.get(name) != version]  # fmt: skip
+    if mine.settings and other.settings:
+        for path in sorted({*mine.settings, *other.settings}):
+            here, there = mine.settings.get(path), other.settings.get(path)
+            if here != there:
+                found.append(_told(f"{path} is", mine, other, here, there))
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return found[:SHOWN] + more
+
+
+def _told(what: str, mine: Identity, other: Identity, here: Any, there: Any) -> str:
+    return f"{what} {here} on {mine.host}, {there} on {other.host}"

@@ -1,0 +1,49 @@
+"""What a check says: a verdict, what was found, and what to do about it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from phased_cpt.preflight.scene import Scene
+
+Verdict = Literal["ok", "skip", "warn", "fail"]
+RISING: tuple[Verdict, ...] = ("ok", "skip", "warn", "fail")
+AGAIN = "mend it, and call `phased-cpt preflight` again"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing that a check has found."""
+
+    verdict: Verdict
+    found: str
+    fix: str = ""  # nothing, where all is well
+
+
+Check = Callable[[Scene], Iterator[Seen]]
+
+
+def ok(found: str) -> Seen:
+    return Seen("ok", found)
+
+
+def skip(why: str) -> Seen:
+    return Seen("skip", why)
+
+
+def warn(found: str, fix: str) -> Seen:
+    return Seen("warn", found, fix)
+
+
+def fail(found: str, fix: str) -> Seen:
+    return Seen("fail", found, fix)
+
+
+def told(text: str, verdict: Verdict = "fail") -> Seen:
+    """An error of ours, which ends in what to do about it."""
+    found, _, fix = text.rpartition("; ")
+    return Seen(verdict, found, fix) if found and "\n" not in text else Seen(verdict, text, AGAIN)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,1 @@
+"""Programs of their own that preflight starts: they load torch, and say what they find."""

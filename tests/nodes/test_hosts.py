@@ -1,0 +1,114 @@
+"""A file of machines: what is wrong with it is told by line; the others are called by ssh, which here is a program of ours."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from phased_cpt.children import command
+from phased_cpt.errors import InputError
+from phased_cpt.nodes.hosts import Host, call_words, called, read_hostfile, require_here
+from tests.conftest import Write
+
+
+def test_a_file_as_deepspeed_reads_it(write: Write) -> None:
+    path = write("# the cluster\nworker-1 slots=8\n\n10.0.0.2   slots=4 # the old one\n", "hosts")
+    assert read_hostfile(path) == [Host("worker-1", 8), Host("10.0.0.2", 4)]
+
+
+@pytest.mark.fault("F33", "a wrong hostfile", "each line of it named, exit 2")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("worker-1\n", "hosts:1: 'worker-1'; a name and its number of GPUs are needed: worker-1 slots=8"),
+        ("worker-1 slots=0\n", "hosts:1: 'worker-1 slots=0'; a name and its number of GPUs are needed"),
+        ("a slots=1\nb slots=two\n", "hosts:2: 'b slots=two'; a name"),
+        ("a slots=1\na slots=2\n", "hosts:2: a stands twice; one line a machine"),
+        ("# none\n", "hosts: no machine is named; write a line for each"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(text: str, told: str, write: Write) -> None:
+    with pytest.raises(InputError) as refused:
+        read_hostfile(write(text, "hosts"))
+    assert told in str(refused.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
+    with pytest.raises(InputError) as refused:
+        read_hostfile(write("a\nb\nc slots=1\n", "hosts"))
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_file_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError, match=r"launch.hostfile: no-such-file cannot be read: No such file or directory"):
+        read_hostfile(Path("no-such-file"))
+
+
+@pytest.mark.fault("F33", "a hostfile whose first machine is another one", "named, exit 2")
+def test_the_first_machine_is_this_one() -> None:
+    for here in (socket.gethostname(), "127.0.0.1"):
+        require_here([Host(here, 1), Host("other", 1)], Path("hosts"))  # the control
+    require_here([Host("localhost", 1)], Path("hosts"))
+    with pytest.raises(
+        InputError, match=r"hosts: the first machine is 192.0.2.7, and this is .*; call the command there"
+    ):
+        require_here([Host("192.0.2.7", 1), Host(socket.gethostname(), 1)], Path("hosts"))
+    with pytest.raises(InputError, match=r"localhost is first, and the others must find it: write its name or address"):
+        require_here([Host("localhost", 1), Host("other", 1)], Path("hosts"))
+
+
+def test_the_words_of_a_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Golden: the same folder and Python; what libraries are told goes along, and no key ever does."""
+    here = tmp_path / "a folder; with 'marks'"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in [name for name in os.environ if name != "HOME"]:
+        monkeypatch.delenv(name)
+    kept = {"NCCL_DEBUG": "INFO", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"}
+    for name, value in {**kept, "HF_TOKEN": "hf_secret", "WANDB_API_KEY": "secret"}.items():
+        monkeypatch.setenv(name, value)
+    words = call_words(Host("worker-2", 4), 1, ["run", "-c", "my run.yaml", "--nnodes", "2"])
+    python = " ".join(f"'{word}'" if " " in word else word for word in command("phased_cpt"))
+    assert words == [
+        "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "worker-2",
+        f"cd '{tmp_path}/a folder; with '\"'\"'marks'\"'\"'' && exec env HF_HUB_OFFLINE=1 NCCL_DEBUG=INFO PATH=/usr/bin "
+        f"{python} run -c 'my run.yaml' --nnodes 2 --node-rank 1 --set launch.num_gpus=4",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of ssh; its text is written by the test."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return tmp_path / "bin" / "ssh"
+
+
+def say(ssh: Path, text: str) -> None:
+    ssh.write_text(f"#!/bin/sh\n{text}\n")
+    ssh.chmod(0o755)
+
+
+def test_all_but_the_first_are_called(ssh: Path, tmp_path: Path) -> None:
+    say(ssh, f'echo "$5" >> "{tmp_path}/called"')
+    with called([Host("a", 1), Host("b", 2), Host("c", 4)], ["run"]) as others:
+        assert [each.host.name for each in others] == ["b", "c"]
+        for each in others:
+            each.process.wait(10)
+    assert sorted((tmp_path / "called").read_text().split()) == ["b", "c"]
+
+
+@pytest.mark.fault("F33", "a machine that ssh cannot reach", "named, with what ssh says")
+def test_one_that_cannot_be_reached_is_told_in_the_words_of_ssh(ssh: Path) -> None:
+    say(ssh, "echo 'ssh: connect to host b port 22: Connection refused' >&2; exit 255")
+    with called([Host("a", 1), Host("b", 1)], ["run"]) as (other,):
+        other.process.wait(10)
+        assert other.ended() == "`ssh b` ended with 255: ssh: connect to host b port 22: Connection refused"
+
+
+def test_without_ssh_the_other_way_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    told = r"there is no ssh here; install it, or call the command on each node"
+    with pytest.raises(InputError, match=told), called([Host("a", 1), Host("b", 1)], ["run"]):
+        pass
