@@ -21,11 +21,11 @@ from phased_cpt.bases import Base
 from phased_cpt.conductor import conduct
 from phased_cpt.config import from_record
 from phased_cpt.data.watch import Unwatched
-from phased_cpt.doors import LaunchedJobs
+from phased_cpt.doors import WORKER, LaunchedJobs
 from phased_cpt.estimate.memory import Estimate
 from phased_cpt.fitting import Hardware, fit
 from phased_cpt.job import Job
-from phased_cpt.launchers import launched
+from phased_cpt.launchers import Place, Program, launched
 from phased_cpt.launchers.commands import local
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.run_dir import RunDir
@@ -35,6 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "dataset/sample"
 HANG_SECONDS = 900.0
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+SETTINGS = MALLOC | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 WITHIN = 0.15  # of the measured peak
 MAKE_BASE = (
     "import json, sys; from pathlib import Path; from phased_cpt.model.base import make_random_base; "
@@ -146,17 +147,14 @@ class Watched(LaunchedJobs):
     """The first door, with somebody beside each rank who looks at its memory."""
 
     def train(self, job: Job, stop: Stopping) -> None:
-        results = job.path.parent / "memory"
+        logs, results = job.path.parent / "logs", job.path.parent / "memory"
         results.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, str(REPOSITORY / "benchmarks/memory_ranks.py"), str(job.path), str(results)]
         commands = [
-            replace(
-                command, words=words, environment=command.environment | MALLOC | {"PYTHONPATH": str(REPOSITORY)},
-                log=job.path.parent / f"logs/rank{rank}.log",
-            )
-            for rank, command in enumerate(local(job.path, self.ranks))
-        ]  # fmt: skip
-        launched(commands, job.path.parent / "logs", stop, self.hang_seconds)
+            replace(command, words=words, environment=command.environment | SETTINGS, log=logs / f"rank{rank}.log")
+            for rank, command in enumerate(local(Program(WORKER, job.path, logs), Place.alone(self.ranks)))
+        ]
+        launched(commands, logs, stop, self.hang_seconds)
 
 
 def peaks(case: Case, folder: Path) -> list[int]:

@@ -210,6 +210,7 @@ begin_log() { # log, words of the run
     # What preflight has shown, without the colours.
     [[ -z $looked ]] || sed $'s/\x1b\\[[0-9;]*[a-zA-Z]//g' -- "$looked"
   } >>"$log" || fail 1 "$log cannot be written; nothing was started"
+  [[ -z $looked ]] || rm -f -- "$looked"
   printf 'log: %s\n' "$log"
 }
 
@@ -260,8 +261,9 @@ wait_for_child() {
     seen=$heard heard=''
     wait "$child"
     said=$?
-    ((said == 127)) || code=$said
-    [[ -n $heard ]] || break
+    echo "dbg $said $heard" >&2
+    ((said == 127 || said < 0)) || code=$said
+    [[ -n $heard ]] || ((said < 0)) || break
   done
   heard=$seen
 }

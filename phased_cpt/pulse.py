@@ -45,6 +45,11 @@ class Beating:
         now = Pulse(self._rank, os.getpid(), self._host, self._doing, self._step, time.monotonic())
         os.pwrite(self._file, json.dumps(asdict(now)).encode()[:LINE_BYTES].ljust(LINE_BYTES), 0)
 
+    @property
+    def where(self) -> str:
+        """For a message."""
+        return f"step {self._step}, {self._doing}"
+
     def close(self) -> None:
         os.close(self._file)
         self._path.unlink(missing_ok=True)

@@ -66,6 +66,9 @@ def beating(job: Job, rank: Rank) -> Iterator[Beating]:
         faulthandler.register(signal.SIGUSR2, stacks)
         try:
             yield pulse
+        except Exception as error:
+            error.add_note(f"(in phase {job.phase}, {pulse.where})")
+            raise
         finally:
             faulthandler.unregister(signal.SIGUSR2)
             pulse.close()
@@ -134,7 +137,8 @@ def main(arguments: list[str]) -> NoReturn:
         code = fail(job, str(told), told.exit_code)
     except BaseException as error:
         traceback.print_exc()
-        code = fail(job, f"{type(error).__name__}: {error}", 1, unexpected=True)
+        where = getattr(error, "__notes__", [])
+        code = fail(job, " ".join([f"{type(error).__name__}: {error}", *where]), 1, unexpected=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what is left to do is to wait for the libraries: three seconds

@@ -1,6 +1,7 @@
 """The verbs of data and configuration: prepare, config, tokenizer."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,8 @@ from phased_cpt.cli.options import (
     the_plan,
     tokenizer_app,
 )
-from phased_cpt.config.allowed import schema
+from phased_cpt.config.allowed import nearest, schema
+from phased_cpt.errors import InputError
 from phased_cpt.plan import Plan
 from phased_cpt.resolved import resolved_yaml
 from phased_cpt.tables import config_facts, prepared_facts, prepared_table, trained_tokenizer
@@ -31,6 +33,10 @@ def prepare_verb(
     config: ConfigFile = None,
     set_: Overrides = None,
     run_dir: RunFolder = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option("--phase", metavar="PHASE", help="This phase alone, by name or index (from 0); repeatable."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise; every core if absent.")] = None,
     emit_jsonl: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the rows of every phase and split as JSONL, too.")
@@ -54,7 +60,7 @@ def prepare_verb(
         "--emit-jsonl": emit_jsonl and emit.new_folder("--emit-jsonl", emit_jsonl.expanduser()),
         "--emit-bin": emit_bin and emit.new_folder("--emit-bin", emit_bin.expanduser()),
     }
-    prepared = _prepared(plan, workers)
+    prepared = _prepared(plan, workers, [_named(plan, each) for each in phase or []])
     for option, write in {"--emit-jsonl": emit.rows, "--emit-bin": emit.documents}.items():
         if folder := written[option]:
             write(prepared, folder)
@@ -99,9 +105,20 @@ def tokenizer_train(
     tell(facts if as_json else trained_tokenizer(facts))
 
 
-def _prepared(plan: Plan, workers: int | None = None) -> "PreparedRun":
+def _named(plan: Plan, given: str) -> str:
+    """A phase by its name, or by its index, as tasks of an array know it."""
+    names = [phase.name for phase in plan.phases]
+    if given.isdecimal() and int(given) < len(names):
+        return names[int(given)]
+    if given not in names:
+        what = f"no phase is called {given!r}{nearest(given, names)} (phases: {', '.join(names)})"
+        raise InputError(f"--phase: {what}, or 0 to {len(names) - 1}")
+    return given
+
+
+def _prepared(plan: Plan, workers: int | None = None, only: Collection[str] = ()) -> "PreparedRun":
     # numpy and tokenizers take a third of a second, which the verbs without data do not wait for.
     from phased_cpt.data.prepare import prepare
     from phased_cpt.progress import Bar
 
-    return prepare(plan, Bar(), workers)
+    return prepare(plan, Bar(), workers, only)

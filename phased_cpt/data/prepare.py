@@ -6,7 +6,7 @@ sources ─ files ─ token stores ─ split ─┬ train: weights ─ packed �
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,10 @@ from phased_cpt.errors import InputError, Problem
 from phased_cpt.plan import PhasePlan, Plan
 
 
-def prepare(plan: Plan, watcher: Watcher | None = None, workers: int | None = None) -> PreparedRun:
-    """The data of every phase, made now or found in the cache."""
+def prepare(
+    plan: Plan, watcher: Watcher | None = None, workers: int | None = None, only: Collection[str] = ()
+) -> PreparedRun:
+    """The data of every phase, or of these `only`, made now or found in the cache."""
     for phase in plan.phases:
         _require_buildable(phase)
     _require_sources(plan)
@@ -46,7 +48,8 @@ def prepare(plan: Plan, watcher: Watcher | None = None, workers: int | None = No
     tokenizer = _tokenizer(plan, cache)
     watcher, workers = watcher or Unwatched(), workers or len(os.sched_getaffinity(0))
     shop = Workshop(tokenizer, Backends(tokenizer, cache, watcher.tell), cache, workers, watcher)
-    return PreparedRun(tokenizer, tuple(_phase(phase, shop) for phase in plan.phases))
+    chosen = [phase for phase in plan.phases if not only or phase.name in only]
+    return PreparedRun(tokenizer, tuple(_phase(phase, shop) for phase in chosen))
 
 
 def cache_folder(plan: Plan) -> Path:

@@ -66,11 +66,19 @@ def _adapters(model: Architecture, recipe: Recipe) -> float:
         shared = {("in", model.hidden), ("out", model.q_width), ("up", model.hidden), ("down", model.inner)}
         return recipe.number * sum(width for _, width in shared)
     found = model.adapted(recipe.targets)
-    dropped = (1 if recipe.on_gpu else recipe.number) if recipe.dropout else 0  # a mask of bytes, or of numbers
-    copies = sum(each.wide for each in found) * (recipe.number + dropped) if recipe.dropout else 0
-    if not recipe.dropout:
-        copies = recipe.number * sum({each.name: each.wide for each in found}.values())
+    if recipe.dropout:
+        dropped = 1 if recipe.on_gpu else recipe.number  # a mask of bytes, or of numbers
+        copies = sum(each.wide for each in found) * (recipe.number + dropped)
+    else:  # what several linears are given is kept once
+        copies = sum({_GIVEN.get(each.name, each.name): each.wide for each in found}.values()) * recipe.number
     return copies + recipe.number * recipe.lora_r * len(found)
+
+
+# Linears that are given the same.
+_GIVEN = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention"),
+    **dict.fromkeys(("gate_proj", "up_proj", "shared_expert_gate"), "feed-forward"),
+}
 
 
 # The mask of attention ------------------------------------------------------------------------------------------------

@@ -58,8 +58,13 @@ def _loss(recipe: Recipe, files: Files) -> Iterator[Step]:
 
 
 def _micro_batch(recipe: Recipe, files: Files) -> Iterator[Step]:
+    """A row at a time, and as many rows in a step as before."""
     if recipe.rows > 1:
-        yield (("training.micro_batch_size", "1"),), replace(recipe, rows=1, accumulates=True)
+        accumulation = recipe.rows * recipe.accumulation
+        settings: Settings = (("training.micro_batch_size", "1"),)
+        if not recipe.batch_is_said:
+            settings = (*settings, ("training.gradient_accumulation_steps", str(accumulation)))
+        yield settings, replace(recipe, rows=1, accumulation=accumulation)
 
 
 def _evaluated(recipe: Recipe, files: Files) -> Iterator[Step]:

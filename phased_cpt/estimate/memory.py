@@ -140,13 +140,15 @@ def _load(model: Architecture, recipe: Recipe) -> Held:
     """4-bit weights are quantised whole on the device, before ZeRO-3 shards them; others come over the host."""
     whole, learns = weights_whole(model, recipe), trained(model, recipe)
     adapter = learns * recipe.number if recipe.lora_r is not None else 0
-    kept = {"first weights": 0 if recipe.shards_weights else learns * SINGLE}
+    one_more = min(learns, model.largest) * SINGLE  # is copied at a time
+    kept = {"first weights": 0 if recipe.shards_weights else learns * SINGLE + one_more}
     if recipe.four_bits:
         one = model.largest * recipe.number  # is quantised at a time
         return Held({"weights": whole, "adapter": adapter, "being quantised": one}, kept)
     if recipe.shards_weights:
         return Held({"weights": whole // recipe.ranks, "adapter": adapter}, {"being loaded": model.largest * 2})
-    return Held({}, {"weights": whole, "adapter": adapter} | kept)
+    in_files = 0 if recipe.on_gpu and not recipe.converted else whole
+    return Held({}, {"weights": in_files, "adapter": adapter} | kept)
 
 
 def _engine(model: Architecture, recipe: Recipe) -> Held:

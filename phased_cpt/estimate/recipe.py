@@ -37,13 +37,19 @@ class Recipe:
     dropout: float
     rows: int  # of a micro batch
     tokens: int  # of a row
-    accumulates: bool
+    accumulation: int  # micro batches in a step
+    batch_is_said: bool  # global_batch_size: the accumulation follows from it
     checkpointing: bool
     loss: str  # chunked, liger or plain
     attention: str  # eager, sdpa, flex_attention, flash_attention_2 or 3
     optimizer: str
     evaluated_rows: int
+    converted: bool  # the files hold another number format than the one that is trained in
     on_gpu: bool
+
+    @property
+    def accumulates(self) -> bool:
+        return self.accumulation > 1
 
     @property
     def tokens_at_once(self) -> int:
@@ -101,12 +107,14 @@ def recipe_of(
         dropout=lora.dropout,
         rows=training.micro_batch_size,
         tokens=tokens,
-        accumulates=phase.batch.accumulation > 1,
+        accumulation=phase.batch.accumulation,
+        batch_is_said=training.global_batch_size is not None,
         checkpointing=training.gradient_checkpointing,
         loss=_loss(training.loss, config, on_gpu),
         attention=_attention(phase.model.attention, phase.model.precision, tokens, on_gpu),
         optimizer=training.optimizer,
         evaluated_rows=phase.settings.evaluation.micro_batch_size,
+        converted=_is_converted(config, phase),
         on_gpu=on_gpu,
     )
 
@@ -144,3 +152,11 @@ def _attention(asked: str, precision: str, tokens: int, on_gpu: bool) -> str:
     if on_gpu and precision != "fp32" and any(map(importlib.util.find_spec, ("flash_attn", "flash_attn_interface"))):
         return "flash_attention_2"
     return "flex_attention" if on_gpu and tokens > LONG_ROWS else "sdpa"
+
+
+def _is_converted(config: Mapping[str, Any], phase: PhasePlan) -> bool:
+    """Whether what is loaded becomes another type. What does not stays in mapped files, which are nobody's own."""
+    wanted = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[phase.model.precision]
+    ours = phase.model.from_config is not None or (phase.start.phase is not None and phase.start.form == "base")
+    stored = "float32" if ours else config.get("dtype") or config.get("torch_dtype") or wanted
+    return bool(stored != wanted)

@@ -121,7 +121,7 @@ class Watchdog:
             with (self._logs / f"stacks-{self._rank}.txt").open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             if self._rank == min([self._rank, *awake]):
-                sys.stderr.write(f"{message}\n{advice(self._logs)}\n")
+                sys.stderr.write(f"{self._logs.parent.name}: {message}\n{advice(self._logs)}\n")
                 sys.stderr.flush()
         time.sleep(2 * LOOK_SECONDS)  # a launcher ends everybody with the first that goes: all stacks are wanted
         if os.getppid() != self._launcher:

@@ -98,7 +98,7 @@ class Supervision:
         if message := self._patience.lost(signs):
             self._ask(ranks, signal.SIGUSR2)
             time.sleep(STACKS_SECONDS)
-            raise Hung(f"{message}\n{advice(self._logs)}")
+            raise Hung(f"{self._logs.parent.name}: {message}\n{advice(self._logs)}")
 
     def _is_ours(self, sign: Pulse) -> bool:
         """And not a process that has got the number of a rank which has ended."""

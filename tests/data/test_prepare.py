@@ -48,6 +48,21 @@ def splits(call: Call, *arguments: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def test_one_phase_alone_is_prepared_as_among_the_others(call: Call, config: Callable[..., Path], write: Write) -> None:
+    """As the tasks of an array do it, by index; in what they share they wait for each other."""
+    for name in ("a.jsonl", "b.jsonl"):
+        write("".join(json.dumps(record) + "\n" for record in TEXTS), name)
+    path = str(config("a.jsonl", "b.jsonl"))
+    assert list(splits(call, "-c", path, "--phase", "1")) == ["phase_1.train", "phase_1.eval"]
+    both = splits(call, "-c", path)
+    assert (both["phase_0.train"]["cached"], both["phase_1.train"]["cached"]) == (False, True)
+    alone = splits(call, "-c", path, "--phase", "phase_1")
+    assert alone["phase_1.train"]["tokens_trained"] == both["phase_1.train"]["tokens_trained"]
+    refused = call("prepare", "-c", path, "--phase", "2")
+    assert (refused.code, refused.err) == (2, "--phase: no phase is called '2'; did you mean phase_0?"
+        " (phases: phase_0, phase_1), or 0 to 1\n")  # fmt: skip
+
+
 @pytest.mark.requirement("K-08", "K-11", "X-03")
 def test_the_demo_is_prepared_and_every_figure_is_there(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

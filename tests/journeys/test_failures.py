@@ -68,6 +68,11 @@ def faulty(fault: str, rank: int, arguments: list[str]) -> None:
     shell(arguments)
 
 
+def called_otherwise(rank: int, options: list[str], arguments: list[str]) -> None:
+    """One rank was started by another command line, or read another file."""
+    shell([*arguments, *(options if int(os.environ["RANK"]) == rank else [])])
+
+
 def published() -> list[str]:
     return sorted(str(path) for path in Path("run").glob("phase*/best_adapter"))
 
@@ -98,6 +103,22 @@ def test_a_run_folder_that_is_busy_is_told_once(tiny: Tiny, zygote: Zygote) -> N
     assert told.codes == [1, 1]
     assert f"another run is at work here (process {os.getpid()} on " in told.out[0]
     assert told.out[1] == ""
+
+
+@pytest.mark.fault("F32", "a rank of the second door with another configuration", "named with both values, exit 2")
+@pytest.mark.parametrize("options", [["--set", "training.learning_rate=5e-5"], ["-c", "no-such.yaml"]])
+def test_a_rank_with_another_configuration_is_named(options: list[str], tiny: Tiny, zygote: Zygote) -> None:
+    told = second_door(zygote, short(tiny), program=f"{HERE}:called_otherwise", first=[1, options])
+    assert told.codes[1] == 2
+    if "--set" in options:
+        assert "rank 1: this rank would not do the same as rank 0:" in told.out[1]
+        assert "training.learning_rate is 0.001 on " in told.out[1] and ", 5e-05 on " in told.out[1]
+    else:
+        assert "no-such.yaml: no such file" in told.out[1]
+    assert "Traceback" not in told.out[1]
+    assert published() == []
+    alike = second_door(zygote, short(tiny), program=f"{HERE}:called_otherwise", first=[1, ["--set", "run.seed=42"]])
+    assert alike.codes == [0, 0], "the control: what says the same is no other configuration"
 
 
 # While it is trained ----------------------------------------------------------------------------------------------------
@@ -165,7 +186,7 @@ def test_when_there_is_nothing_left_to_do_every_rank_leaves_at_once(tiny: Tiny, 
 def test_a_rank_of_the_first_door_that_fails_without_a_message_leaves_its_traceback_in_its_log(
     tiny: Tiny, ran: Ran, zygote: Zygote
 ) -> None:
-    with pytest.raises(PhasedCptError, match=r"^RuntimeError: an apple"):
+    with pytest.raises(PhasedCptError, match=r"^RuntimeError: an apple \(in phase foundation, step 0, [a-z ]+\)"):
         ran(short(tiny), door=ForkedJobs(zygote, 2, f"{HERE}:faulty", ("an apple", 1)))
     logs = Path("run/phase1_foundation/logs")
     assert "Traceback" in (logs / "rank1.log").read_text()

@@ -80,12 +80,10 @@ class Stage:
         return [each for each in words if "--dry-run" not in each and verb in ("", each[0])]
 
     def call(self, program: Path, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return ended(self.start(program, *words, stderr=subprocess.PIPE, **environment))
+        return ended(started([str(program), *words], self.environment | environment, self.here, subprocess.PIPE))
 
-    def start(
-        self, program: Path, *words: str, stderr: int = subprocess.STDOUT, **environment: str
-    ) -> "subprocess.Popen[str]":
-        return started([str(program), *words], self.environment | environment, self.here, stderr)
+    def start(self, program: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":
+        return started([str(program), *words], self.environment | environment, self.here)
 
 
 def started(

@@ -28,7 +28,12 @@ def srun(words: list[str]) -> int:
         subprocess.Popen(words[at:], env={**os.environ, **mark, "SLURM_NODEID": str(node), "SLURM_PROCID": str(node)})
         for node in range(int(options["--ntasks"]))
     ]
-    signal.signal(signal.SIGTERM, lambda number, frame: [task.send_signal(number) for task in tasks] and None)
+
+    def pass_on(number: int, frame: object) -> None:
+        for task in tasks:
+            task.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
     codes = [task.wait() for task in tasks]
     return max(code if code >= 0 else 128 - code for code in codes)
 

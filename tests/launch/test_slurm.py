@@ -184,7 +184,7 @@ def test_the_time_of_a_preparation_is_used_to_its_end(cluster: Cluster) -> None:
 # The real one ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.requirement("P-06", "P-08")
+@pytest.mark.requirement("P-08")
 def test_signal_checkpoint_requeue_until_it_is_done(small: Small, cluster: Cluster) -> None:
     environment = {**small(60), **cluster.environment, "SLURM_SUBMIT_DIR": str(Path.cwd())}
     words = [str(cluster.copy), "-c", "run.json"]

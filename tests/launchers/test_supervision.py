@@ -136,7 +136,7 @@ def test_a_rank_that_was_stopped_is_named_first_and_all_are_killed(job: Jobs, tm
         start.launched(job(waits, frozen), job.logs, Stopping(), 2.0)
     assert 2.0 < time.monotonic() - began < 15
     told, first, second, advice = str(failure.value).splitlines()
-    assert told.startswith("no rank has given a sign for 2 s (launch.hang_minutes: 0.0333")
+    assert told.startswith(f"{job.here.name}: no rank has given a sign for 2 s (launch.hang_minutes: 0.0333")
     assert first.startswith("    rank 1: starting, step 0; its last sign was ")
     assert first.endswith(" s ago; stopped by a signal")
     assert second.startswith("    rank 0: ")
