@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import Store
 from torch.distributed import DistNetworkError, DistStoreError, destroy_process_group
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -54,8 +55,7 @@ class Ranks:
         self.number, self.ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.starts_again = self.ranks == 1  # of several, the others would still wait in what has failed
         quiet()
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=30)))
-        self._store = PrefixStore("phased_cpt", store)
+        self._store = PrefixStore("phased_cpt", _met(self.number))
         self._rank: Rank | None = None
         self._orders = 0
 
@@ -162,6 +162,20 @@ class Ranks:
             return order
         except GONE as error:
             raise PhasedCptError(f"rank {self.number}: rank 0 is gone ({error})") from None
+
+
+def _met(rank: int) -> Store:
+    """The store of all ranks, which rank 0 keeps."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store: Store = next(rendezvous("env://", timeout=timedelta(minutes=30)))[0]
+    except GONE as error:
+        if "EADDRINUSE" in str(error):
+            mend = "give the launcher another: deepspeed --master_port=29600, torchrun --master-port=29600"
+            raise InputError(f"{where} is taken by another program, perhaps another run; {mend}") from None
+        reason = str(error).splitlines()[0]
+        raise PhasedCptError(f"rank {rank} cannot reach rank 0 at {where}: {reason}") from None
+    return store
 
 
 def in_ranks() -> Ranks:

@@ -38,7 +38,6 @@ class Recipe:
     rows: int  # of a micro batch
     tokens: int  # of a row
     accumulation: int  # micro batches in a step
-    batch_is_said: bool  # global_batch_size: the accumulation follows from it
     checkpointing: bool
     loss: str  # chunked, liger or plain
     attention: str  # eager, sdpa, flex_attention, flash_attention_2 or 3
@@ -108,7 +107,6 @@ def recipe_of(
         rows=training.micro_batch_size,
         tokens=tokens,
         accumulation=phase.batch.accumulation,
-        batch_is_said=training.global_batch_size is not None,
         checkpointing=training.gradient_checkpointing,
         loss=_loss(training.loss, config, on_gpu),
         attention=_attention(phase.model.attention, phase.model.precision, tokens, on_gpu),

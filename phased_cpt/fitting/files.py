@@ -70,7 +70,7 @@ def recipe_for(phase: PhasePlan, base: Base, hardware: Hardware, file: str) -> R
     )
 
 
-# The base --------------------------------------------------------------------------------------------------------------
+# The base -------------------------------------------------------------------------------------------------------------
 
 
 def base_to_estimate(plan: Plan, run_root: Path, cache: Path) -> Base:

@@ -10,10 +10,9 @@ from typing import Literal
 
 from phased_cpt.bases import Base
 from phased_cpt.estimate.architecture import Architecture, UnknownShapeError, architecture_of
-from phased_cpt.estimate.changes import Found, changes
 from phased_cpt.estimate.memory import Estimate, estimate
-from phased_cpt.estimate.recipe import Recipe, sharding_of
-from phased_cpt.fitting.files import chosen_file, config_of, filled_for, recipe_for
+from phased_cpt.fitting.changes import Tried, tried
+from phased_cpt.fitting.files import chosen_file, config_of, recipe_for
 from phased_cpt.fitting.hardware import Hardware
 from phased_cpt.plan import PhasePlan, Plan
 
@@ -63,7 +62,7 @@ def _fit(phase: PhasePlan, base: Base, hardware: Hardware) -> PhaseFit:
     recipe = recipe_for(phase, base, hardware, file)
     device, host = estimate(model, recipe)
     verdict, why = _verdict(device, host, hardware)
-    told = () if verdict in ("fits", "not known") else tuple(_changes(phase, base, model, recipe, hardware))
+    told = () if verdict in ("fits", "not known") else tuple(_changes(phase, base, model, hardware))
     return PhaseFit(phase.name, file, device, host, hardware.room, verdict, why, told)
 
 
@@ -71,8 +70,8 @@ def _of_its_files(phase: PhasePlan, base: Base, hardware: Hardware, file: str, u
     """Of an architecture that is not known, the size of the files says how large the weights are, at least."""
     size, nothing = base.size_bytes, Estimate({}, 0)
     device = Estimate({"weights": size}, size, "load") if size else nothing
-    shared = phase.model.use_4bit or file not in ("zero2", "zero2_offload")
-    if size > hardware.room and not shared:
+    least = size // (4 if phase.model.use_4bit else 1) // (1 if file.startswith("zero2") else hardware.ranks)
+    if least > hardware.room and not file.endswith("offload"):
         return PhaseFit(phase.name, file, device, nothing, hardware.room, "does not fit", "the weights alone do not")
     return PhaseFit(phase.name, file, device, nothing, hardware.room, "not known", unknown)
 
@@ -107,31 +106,35 @@ def gigabytes(size: int) -> str:
 # What would make it fit -----------------------------------------------------------------------------------------------
 
 
-def _changes(phase: PhasePlan, base: Base, model: Architecture, recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
+def _changes(phase: PhasePlan, base: Base, model: Architecture, hardware: Hardware) -> Iterator[Change]:
     """The first that fit; or, where nothing does, what comes nearest."""
-    names = ("zero3", "zero2_offload", "zero3_offload")
-    files = {name: sharding_of(filled_for(name, phase, base, hardware)) for name in names}
-    told: list[Found] = []
-    nearest: Found | None = None
-    for found in changes(model, recipe, files):
-        if any(dict(one.settings).keys() <= dict(found.settings).keys() for one in told):
+    told: list[Tried] = []
+    nearest: Tried | None = None
+    for found in tried(phase, base, model, hardware):
+        if any(one.settings.keys() <= found.settings.keys() for one in told):
             continue  # with one of them alone, or with less of it, it fits already
         if _verdict(found.device, found.host, hardware)[0] == "fits":
             told.append(found)
             yield _typed(found, phase, fits=True)
         if len(told) == CHANGES:
             return
-        if nearest is None or found.device.peak < nearest.device.peak:
+        if nearest is None or _peak(found) < _peak(nearest):
             nearest = found
     if not told and nearest is not None:
         yield _typed(nearest, phase, fits=False)
 
 
-def _typed(found: Found, phase: PhasePlan, *, fits: bool) -> Change:
+def _peak(found: Tried) -> int:
+    """Of the device, which is the host where there is no GPU."""
+    return found.device.peak or found.host.peak
+
+
+def _typed(found: Tried, phase: PhasePlan, *, fits: bool) -> Change:
     """As options of the command line, at the place where a phase has its own value."""
     options = []
-    for key, value in found.settings:
+    for key, value in found.settings.items():
         section, name = key.split(".")
-        own = phase.origins[section, name].kind == "phase"
-        options.append(f"--set phases.{phase.name}.{key}={value}" if own else f"--set {key}={value}")
-    return Change(tuple(options), found.device.peak or found.host.peak, fits)
+        own = name in getattr(getattr(phase.phase, section, None), "model_fields_set", ())
+        said = str(value).lower() if isinstance(value, bool) else value
+        options.append(f"--set phases.{phase.name}.{key}={said}" if own else f"--set {key}={said}")
+    return Change(tuple(options), _peak(found), fits)

@@ -50,8 +50,8 @@ def splits(call: Call, *arguments: str) -> dict[str, dict[str, Any]]:
 
 def test_one_phase_alone_is_prepared_as_among_the_others(call: Call, config: Callable[..., Path], write: Write) -> None:
     """As the tasks of an array do it, by index; in what they share they wait for each other."""
-    for name in ("a.jsonl", "b.jsonl"):
-        write("".join(json.dumps(record) + "\n" for record in TEXTS), name)
+    for name, records in (("a.jsonl", TEXTS), ("b.jsonl", TEXTS[1:])):
+        write("".join(json.dumps(record) + "\n" for record in records), name)
     path = str(config("a.jsonl", "b.jsonl"))
     assert list(splits(call, "-c", path, "--phase", "1")) == ["phase_1.train", "phase_1.eval"]
     both = splits(call, "-c", path)
@@ -59,7 +59,7 @@ def test_one_phase_alone_is_prepared_as_among_the_others(call: Call, config: Cal
     alone = splits(call, "-c", path, "--phase", "phase_1")
     assert alone["phase_1.train"]["tokens_trained"] == both["phase_1.train"]["tokens_trained"]
     refused = call("prepare", "-c", path, "--phase", "2")
-    assert (refused.code, refused.err) == (2, "--phase: no phase is called '2'; did you mean phase_0?"
+    assert (refused.code, refused.err) == (2, "--phase: no phase is called '2'"
         " (phases: phase_0, phase_1), or 0 to 1\n")  # fmt: skip
 
 

@@ -23,7 +23,7 @@ LLAMA_8B = architecture_of(
 )  # fmt: skip
 EVERY_WEIGHT = Recipe(
     ranks=8, ranks_of_a_node=8, sharding=Sharding(stage=2), number=HALF, four_bits=False, lora_r=None, targets=(),
-    dropout=0.0, rows=1, tokens=128, accumulation=1, batch_is_said=False, checkpointing=True, loss="chunked",
+    dropout=0.0, rows=1, tokens=128, accumulation=1, checkpointing=True, loss="chunked",
     attention="flash_attention_2", optimizer="adamw_torch_fused", evaluated_rows=1, converted=False, on_gpu=True,
 )  # fmt: skip
 ADAPTER = replace(EVERY_WEIGHT, lora_r=16, targets="auto", dropout=0.05)

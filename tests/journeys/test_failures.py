@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,14 @@ def called_otherwise(rank: int, options: list[str], arguments: list[str]) -> Non
     shell([*arguments, *(options if int(os.environ["RANK"]) == rank else [])])
 
 
+def taken_port(arguments: list[str]) -> None:
+    """Where the ranks are to meet, somebody else is at home."""
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        if os.environ["RANK"] == "0":
+            os.environ["MASTER_PORT"] = str(somebody.getsockname()[1])
+        shell(arguments)
+
+
 def published() -> list[str]:
     return sorted(str(path) for path in Path("run").glob("phase*/best_adapter"))
 
@@ -103,6 +112,14 @@ def test_a_run_folder_that_is_busy_is_told_once(tiny: Tiny, zygote: Zygote) -> N
     assert told.codes == [1, 1]
     assert f"another run is at work here (process {os.getpid()} on " in told.out[0]
     assert told.out[1] == ""
+
+
+@pytest.mark.fault("F33", "the port of the second door is taken", "named, exit 2")
+def test_a_port_that_is_taken_is_told(tiny: Tiny, zygote: Zygote) -> None:
+    told = second_door(zygote, short(tiny), program=f"{HERE}:taken_port")
+    assert told.codes[0] == 2
+    assert "is taken by another program, perhaps another run; give the launcher another" in told.out[0]
+    assert "Traceback" not in told.out[0]
 
 
 @pytest.mark.fault("F32", "a rank of the second door with another configuration", "named with both values, exit 2")
