@@ -228,7 +228,7 @@ os.execvp(sys.argv[2], sys.argv[2:])'
 run_into() { # file to append to, command; its exit status is in `code`
   local file=$1 pipe writer
   shift
-  child=starting heard='' code=127
+  child=starting heard='' code=1
   # No signal ends the writer before it has written all; nor does it end when nobody reads here any more (-p).
   exec {pipe}> >(trap '' INT TERM HUP QUIT USR1 && exec tee -p -a -- "$file")
   writer=$!
@@ -254,18 +254,13 @@ hear() { # signal
   esac
 }
 
-# A signal that is passed on ends `wait`, too: then it waits again, and what the child has said at its end still counts.
+# Not in `wait`: a signal that comes while bash is in there, as the child ends, may lose its exit status for good.
 wait_for_child() {
-  local said seen
-  while :; do
-    seen=$heard heard=''
-    wait "$child"
-    said=$?
-    echo "dbg $said $heard" >&2
-    ((said == 127 || said < 0)) || code=$said
-    [[ -n $heard ]] || ((said < 0)) || break
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 0.2
   done
-  heard=$seen
+  wait "$child"
+  code=$?
 }
 
 wait_for_writer() { # process

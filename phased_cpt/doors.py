@@ -87,21 +87,23 @@ def ranks_of_this_node(launch: Launch) -> int:
 
 
 @contextlib.contextmanager
-def launched_jobs(plan: Plan, node: int | None, words: Sequence[str], tell: Tell) -> Iterator[LaunchedJobs]:
+def launched_jobs(
+    plan: Plan, node: int | None, words: Sequence[str], tell: Tell, *, rehearses: bool = False
+) -> Iterator[LaunchedJobs]:
     """On this machine; or on all of them, once they have come. `words`: what others are called with, by ssh."""
     launch = plan.config.launch
     hosts = _hosts(launch)
     _require_sense(launch, node, hosts)
-    if launch.nnodes == 1 and len(hosts) < 2:
-        yield LaunchedJobs.of(plan)
+    ranks = ranks_of_this_node(launch.model_copy(update={"num_gpus": hosts[0].slots}) if hosts else launch)
+    nodes, hang_seconds = len(hosts) or launch.nnodes, launch.hang_minutes * 60
+    if nodes == 1:
+        yield LaunchedJobs(launch.launcher, ranks, hang_seconds)
         return
     address = launch.master_addr or hosts[0].name
-    ranks = ranks_of_this_node(launch.model_copy(update={"num_gpus": hosts[0].slots}) if hosts else launch)
-    hang_seconds = launch.hang_minutes * 60
-    nodes = len(hosts) or launch.nnodes
     with contextlib.ExitStack() as leaving:
         stop = leaving.enter_context(heard())
-        head = Head(address, launch.master_port, nodes, ranks, identity_of(plan), hang_seconds)
+        mine = identity_of(plan)
+        head = Head(address, launch.master_port, nodes, ranks, mine, hang_seconds, rehearses=rehearses)
         place = ["--nnodes", str(nodes), "--master-addr", address, "--master-port", str(launch.master_port)]
         others = leaving.enter_context(called(hosts, [*words, *place])) if hosts else []
         leaving.enter_context(head)  # dismissed before those that ssh has called are waited for
@@ -114,13 +116,14 @@ def is_other_node(plan: Plan, node: int | None) -> bool:
     return plan.config.launch.nnodes > 1 and bool(node)
 
 
-def attended_jobs(plan: Plan, node: int, tell: Tell) -> int:
+def attended_jobs(plan: Plan, node: int, tell: Tell, *, rehearses: bool = False) -> int:
     """As a node that is not the first: returns the exit code of node 0."""
     launch = plan.config.launch
     _require_sense(launch, node, [])
     assert launch.master_addr is not None
-    ranks = ranks_of_this_node(launch)
-    return attend(launch.master_addr, launch.master_port, node, launch.nnodes, ranks, identity_of(plan), tell)
+    ranks, mine = ranks_of_this_node(launch), identity_of(plan)
+    where = launch.master_addr, launch.master_port
+    return attend(*where, node, launch.nnodes, ranks, mine, tell, rehearses=rehearses)
 
 
 def _hosts(launch: Launch) -> list[Host]:

@@ -67,7 +67,7 @@ def of_foundation(plan: Plan, hardware: Hardware) -> PhaseFit:
 
 
 @pytest.mark.parametrize(
-    ("size", "verdict"), [(80 * GB, "fits"), (31 * GB, "tight"), (24 * GB, "does not fit"), (0, "not known")]
+    ("size", "verdict"), [(80 * GB, "fits"), (26 * GB, "tight"), (24 * GB, "does not fit"), (0, "not known")]
 )
 def test_the_verdict_follows_the_hardware(size: int, verdict: str, planned: Planned) -> None:
     found = of_foundation(planned(), gpus(1, size))

@@ -32,12 +32,20 @@ NEVER = float("inf")
 Tell = Callable[[str], None]
 
 
-def attend(address: str, port: int, node: int, of: int, ranks: int, mine: Identity, tell: Tell) -> int:
-    """Be one of the other nodes, for a whole run; returns the exit code."""
+def attend(
+    address: str, port: int, node: int, of: int, ranks: int, mine: Identity, tell: Tell, *, rehearses: bool = False
+) -> int:
+    """Be one of the other nodes, for a whole run; returns the exit code.
+
+    Node 0 may rehearse first (preflight); whoever has come for the run helps with that, and comes once more.
+    """
     with heard() as stop:
-        attendant = Attendant(node, of, tell, stop)
-        attendant.come(address, port, ranks, mine)
-        return attendant.serve()
+        while True:
+            attendant = Attendant(node, of, tell, stop)
+            attendant.come(address, port, ranks, mine)
+            code = attendant.serve()
+            if code or rehearses or not attendant.rehearsed:
+                return code
 
 
 class Attendant:
@@ -48,6 +56,7 @@ class Attendant:
         self._logs: Path | None = None  # of the ranks that run now
         self._ranks = range(0)
         self._code: int | None = None  # to leave with
+        self.rehearsed = False  # it was no run that has ended
         self._patience = LOST_SECONDS  # with node 0
 
     def come(self, address: str, port: int, ranks: int, mine: Identity) -> None:
@@ -92,7 +101,7 @@ class Attendant:
             self._patience = message["patience"]
             self._tell(f"node {self._node} of {self._of}: node 0 is {message['welcome']}; waiting for its orders")
         if "leave" in message:
-            self._code = int(message["leave"])
+            self._code, self.rehearsed = int(message["leave"]), message["rehearsed"]
             if message["message"]:
                 self._tell(f"node 0 has ended the run: {message['message']}")
         if "start" in message:

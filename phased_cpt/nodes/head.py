@@ -29,7 +29,11 @@ Tell = Callable[[str], None]
 class Head:
     """The other nodes, seen from node 0; open for as long as the run is conducted."""
 
-    def __init__(self, address: str, port: int, of: int, ranks: int, mine: Identity, patience: float) -> None:
+    def __init__(
+        self, address: str, port: int, of: int, ranks: int, mine: Identity, patience: float, *, rehearses: bool = False
+    ) -> None:
+        """`rehearses`: the run itself comes afterwards, and with it node 0 once more."""
+        self._rehearses = rehearses
         self.address, self.port, self.of, self._mine = address, port, of, mine
         self._counts = {0: ranks}
         self._lost_seconds = min(LOST_SECONDS, patience / 2)
@@ -87,10 +91,13 @@ class Head:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """However the run ends, the others hear of it, and end alike."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # else the thread that accepts keeps the port
         self._listener.close()
         code = 0 if error is None else getattr(error, "exit_code", 1)
         for other in self.others.values():
-            other.wire.send(leave=code, message=str(error) if isinstance(error, PhasedCptError) else "")
+            message = str(error) if isinstance(error, PhasedCptError) else ""
+            other.wire.send(leave=code, message=message, rehearsed=self._rehearses)
             other.wire.close()
 
     def _accept(self) -> None:

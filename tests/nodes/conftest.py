@@ -72,8 +72,11 @@ class Nodes:
         self._started.append(started)
         return started
 
-    def head(self, of: int = 2, patience: float = math.inf, address: str = HERE, **differs: Any) -> Head:
-        return Head(address, self.port, of, 1, replace(identity_of(None), host="node0", **differs), patience)
+    def head(
+        self, of: int = 2, patience: float = math.inf, address: str = HERE, rehearses: bool = False, **differs: Any
+    ) -> Head:
+        mine = replace(identity_of(None), host="node0", **differs)
+        return Head(address, self.port, of, 1, mine, patience, rehearses=rehearses)
 
     def jobs(self, head: Head, stop: Stopping | None = None, hang_seconds: float = math.inf) -> LaunchedJobs:
         """Once they have come."""

@@ -160,6 +160,27 @@ def test_when_node_0_dies_nobody_is_left_elsewhere(nodes: Nodes, tmp_path: Path)
         jobs.run(nodes.program(LONG, LONG), Stopping())
 
 
+def test_whoever_has_come_for_the_run_helps_with_the_rehearsal_and_comes_again(nodes: Nodes, tmp_path: Path) -> None:
+    other = nodes.other()
+    with nodes.head(rehearses=True) as rehearsal:
+        nodes.jobs(rehearsal).run(nodes.program("say('rehearsed-0')", "say('rehearsed-1')"), Stopping())
+    with nodes.head() as head:
+        nodes.jobs(head).run(nodes.program(TRAINS, TRAINS), Stopping())
+    assert other.ends()[0] == 0
+    assert (tmp_path / "rehearsed-1").exists() and (tmp_path / "began-1").exists()
+
+
+def test_after_a_rehearsal_that_failed_nobody_comes_again(nodes: Nodes) -> None:
+    other = nodes.other()
+    failed = PhasedCptError("this run would fail: packages")
+    failed.exit_code = 3
+    with pytest.raises(PhasedCptError), nodes.head(rehearses=True) as rehearsal:
+        nodes.jobs(rehearsal)
+        raise failed
+    code, said = other.ends()
+    assert (code, "this run would fail: packages" in said) == (3, True)
+
+
 # Before anything is started -------------------------------------------------------------------------------------------
 
 
