@@ -30,6 +30,7 @@ from phased_cpt.stopping import heard
 from phased_cpt.tracking import Stretch, WandbSettings, open_sinks
 from phased_cpt.train.engine import Rank, join, meet, swept
 from phased_cpt.train.phase_run import PhaseRun
+from phased_cpt.train.shortage import memory_is_told
 from phased_cpt.train.watch import Listener, Nobody
 
 
@@ -50,7 +51,7 @@ def train_phase(job: Job, rank: Rank) -> None:
         stop.require_on()
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
         run = PhaseRun(job, phase, rank, listener, stop, pulse, to_the_end)
-        with run.memory_is_told():
+        with memory_is_told(job, phase, run.device, lambda: pulse.where):
             run.load()
             run.train()
         run.publish()

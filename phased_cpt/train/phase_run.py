@@ -4,7 +4,6 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from phased_cpt.stopping import Stopping, Wish
 from phased_cpt.train import checkpoint
 from phased_cpt.train.arguments import training_arguments
 from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
-from phased_cpt.train.engine import Rank, agreed, device_memory, meet, tear_down
+from phased_cpt.train.engine import Rank, agreed, meet, tear_down
 from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, trained
 from phased_cpt.train.publish import BUILDING, eval_final, publish, require_sound, saved_names, staged, write_weights
 from phased_cpt.train.saves import Saves
@@ -374,21 +373,3 @@ class PhaseRun:
 
     def _tell(self, message: str) -> None:
         self.listener.tell(f"{self.phase.name}: {message}")
-
-    @contextlib.contextmanager
-    def memory_is_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not named and "can't allocate memory" not in str(error):
-                raise
-            training, data = self.phase.settings.training, self.phase.settings.data
-            trainer = getattr(self, "trainer", None)
-            at = f"step {trainer.state.global_step + 1}" if trainer else "loading the model"
-            where = f"out of memory in phase {self.phase.name}, {at}"
-            rows = f"{training.micro_batch_size} rows of {data.max_tokens} tokens"
-            mend = (
-                "a smaller training.micro_batch_size or data.max_tokens, deepspeed: zero3 or an offload, model.use_4bit"
-            )
-            raise PhasedCptError(f"{where}: {rows}, {device_memory(self.device)}; try {mend}") from error

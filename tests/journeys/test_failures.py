@@ -7,6 +7,7 @@ ranks are what `deepspeed --module phased_cpt` starts; here they write into a lo
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -235,8 +236,11 @@ def test_out_of_memory_is_told_with_what_to_change(tiny: Tiny, ran: Ran, zygote:
     with pytest.raises(PhasedCptError) as failure:
         ran(config, door=scarce)
     message = str(failure.value)
-    assert message.startswith("out of memory in phase foundation, step 1: 32 rows of 128 tokens, ")
-    assert "GiB of host memory available; try a smaller training.micro_batch_size" in message
+    told, estimated, *advice = message.splitlines()
+    assert told.startswith("out of memory in phase foundation, step 1, training: 32 rows of 128 tokens, ")
+    assert told.endswith("GiB of host memory available")
+    assert re.fullmatch(r"estimated for each rank: 0.\d GB of \d+.\d GB that may be used \(\w.+ GB\)", estimated)
+    assert any("training.micro_batch_size" in line for line in advice), advice
     assert published() == []
     enough = ForkedJobs(zygote, 2, program=f"{HERE}:with_little_memory", first=(16 * 2**30,))
     assert ran(config, door=enough).finished, "the control: the same with memory"
