@@ -8,12 +8,13 @@ has for itself (RssAnon and RssShmem), less the same of a tiny model trained ali
 stands on it. glibc is told to give back what is freed (MALLOC_…), or else its habits would be measured, too.
 """
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class Case:
     @property
     def nothing(self) -> "Case":
         """The same kind of phase, of a model and rows that take next to nothing."""
-        training = {**self.sections.get("training", {}), "micro_batch_size": 1}
-        return replace(self, shape=TINY, sections=self.sections | {"data": SHORT, "training": training})
+        kind = {name: section for name, section in self.sections.items() if name in ("model", "lora")}
+        deepspeed = self.sections.get("training", {}).get("deepspeed")
+        return Case(TINY, self.ranks, sections=kind | ({"training": {"deepspeed": deepspeed}} if deepspeed else {}))
 
 
 def rows(count: int, tokens: int, **more: Any) -> dict[str, Any]:
@@ -170,8 +172,14 @@ def peaks(case: Case, folder: Path) -> list[int]:
 
 def measured(case: Case, folder: Path) -> list[int]:
     """The most of each rank, without what a tiny model takes as well."""
-    nothing = peaks(case.nothing, folder)
+    nothing = _of_nothing(json.dumps(asdict(case.nothing)), folder)
     return [peak - without for peak, without in zip(peaks(case, folder), nothing, strict=True)]
+
+
+@functools.cache
+def _of_nothing(case: str, folder: Path) -> list[int]:
+    """Once for all phases of a kind."""
+    return peaks(Case(**json.loads(case)), folder)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The memory of a phase: the arithmetic of it, beside what others have written down, and tied to the code it is about."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,28 @@ def test_four_bits_leave_the_embedding_and_the_head() -> None:
     found = weights_whole(LLAMA_8B, replace(ADAPTER, four_bits=True))
     assert found == pytest.approx(LLAMA_8B.in_linears * 0.51587 + (P - LLAMA_8B.in_linears) * 2, rel=1e-5)
     assert found / 1e9 == pytest.approx(5.70, abs=0.01)  # what an 8B takes in 4 bits
+
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_moe", "gpt2"])
+def test_four_bits_take_what_bitsandbytes_makes_of_them(family: str, tmp_path: Path) -> None:
+    """Loaded as a phase loads it. The experts of a layer are no linears, and stay as they are."""
+    config: dict[str, Any] = {"model_type": family, "vocab_size": 128, "bos_token_id": 1, "eos_token_id": 2}
+    if family == "gpt2":
+        config |= {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    else:
+        sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config |= sizes | {"num_key_value_heads": 2, "head_dim": 32} | (EXPERTS if family != "llama" else {})
+    base.make_random_base(tmp_path / "base", config, seed=1)
+    how = {"precision": "bf16", "attention": "eager", "max_tokens": 64, "trust_remote_code": False, "tell": print}
+    loaded = base.load_base(tmp_path / "base", storage="auto", **how)
+    model = architecture_of(config)
+    constants = model.in_linears * (memory.FOUR_BITS - 0.5)  # which are no parameters
+    held = sum(weight.numel() * weight.element_size() for weight in loaded.parameters())
+    assert weights_whole(model, replace(ADAPTER, four_bits=True)) == pytest.approx(held + constants, abs=2)
+    assert held < weights_whole(model, ADAPTER)
 
 
 def test_an_adapter_has_the_weights_that_peft_makes() -> None:
