@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint bench-merge clean
+.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint bench-memory bench-merge clean
 
 demo: install
 	$(BIN)/phased-cpt run -c configs/demo.yaml
@@ -56,6 +56,10 @@ bench: install
 # A quarter of an hour.
 bench-train: install
 	$(BIN)/python benchmarks/train.py
+
+# Six minutes, and 6 GB of memory.
+bench-memory: install
+	$(BIN)/python benchmarks/memory.py
 
 # Eight minutes.
 bench-checkpoint: install

@@ -25,7 +25,7 @@ from phased_cpt.data.tokenizer import Tokenizer
 from phased_cpt.data.watch import Unwatched, Watcher
 from phased_cpt.doors import Door, LaunchedJobs
 from phased_cpt.errors import InputError, Interrupted, PhasedCptError
-from phased_cpt.fitting import filled_file
+from phased_cpt.fitting import filled_file, remember_speed
 from phased_cpt.job import SMOKE_STEPS, Job, Start
 from phased_cpt.ledger import (
     Inputs,
@@ -156,6 +156,8 @@ class Run:
             there, steps = self._train(phase, inputs.start, fingerprint, steps_before)
         self.ledger.publish(phase, there)
         self.ledger.require_done(phase)
+        if not self.wanted.smoke and (found := read_source(self.root / phase.folder)):
+            remember_speed(phase, self.base, cache_folder(self.plan), found[1].steps, found[1].seconds)
         return steps
 
     def clear(self, phase: PhasePlan) -> None:

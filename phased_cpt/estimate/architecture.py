@@ -108,6 +108,9 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     if isinstance(text, Mapping):
         what = f"a {config.get('model_type')} sees images or hears as well"
         raise UnknownShapeError(f"{what}, and the weights of that part are not in the keys that are read")
+    for key in _NUMBERS:
+        if not isinstance(config.get(key, 0) or 0, int):
+            raise UnknownShapeError(f"{key} is {config[key]!r}, and a number is needed")
     family = config.get("model_type")
     if family == "gpt2":
         return _gpt2(config)
@@ -122,6 +125,11 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 
 _ALWAYS = ("num_attention_heads", "vocab_size")
+_NUMBERS = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_key_value_heads", "head_dim", *_ALWAYS),
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step"),
+    *("shared_expert_intermediate_size", "n_layer", "n_embd", "n_head", "n_inner", "n_positions"),
+)
 
 
 def _left_out(config: Mapping[str, Any], *keys: str) -> str:

@@ -18,6 +18,7 @@ from phased_cpt.estimate.recipe import Recipe, recipe_of
 from phased_cpt.fitting.hardware import Hardware, hardware_here
 from phased_cpt.plan import PhasePlan, Plan
 
+NOWHERE = Path("/nonexistent")  # random weights that are there already would be hashed
 FREE_FOR_THE_BASE = 0.6  # of a GPU's memory, where no more than the size of the files is known
 
 
@@ -54,9 +55,16 @@ def _fits_on_one_gpu(phase: PhasePlan, base: Base, hardware: Hardware) -> bool |
 
 def config_of(base: Base) -> dict[str, Any]:
     """The config.json of a base."""
-    if base.shape is not None:
-        return base.shape
-    config: dict[str, Any] = json.loads((Path(base.folder) / "config.json").read_bytes())
+    return base.shape if base.shape is not None else _read(Path(base.folder) / "config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: {path.parent}: its config.json cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"model.name: {path.parent}: its config.json holds no object")
     return config
 
 
@@ -73,11 +81,11 @@ def recipe_for(phase: PhasePlan, base: Base, hardware: Hardware, file: str) -> R
 # The base -------------------------------------------------------------------------------------------------------------
 
 
-def base_to_estimate(plan: Plan, run_root: Path, cache: Path) -> Base:
+def base_to_estimate(plan: Plan) -> Base:
     """The base of a plan, of which no more than its config.json is read: no weights are hashed or downloaded."""
     model = plan.config.model
     if model.from_config is not None:
-        return find_base(plan, run_root, cache)
+        return find_base(plan, NOWHERE, NOWHERE)
     assert model.name is not None
     folder = Path(model.name).expanduser()
     if not folder.is_dir() and is_hub_id(model.name):
@@ -85,6 +93,7 @@ def base_to_estimate(plan: Plan, run_root: Path, cache: Path) -> Base:
     if not (folder / "config.json").exists():
         what = "is no model (it has no config.json)" if folder.is_dir() else "no such folder, and no hub id"
         raise InputError(f"model.name: {model.name} {what}; nothing can be estimated of it")
+    _read(folder / "config.json")
     return Base(str(folder), "")
 
 

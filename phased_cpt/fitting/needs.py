@@ -53,9 +53,9 @@ def disk_needs(plan: Plan, base: Base, run_root: Path, cache: Path, prepared: Pr
 
 def _of_the_data(plan: Plan, cache: Path, prepared: PreparedRun | None) -> Iterator[DiskNeed]:
     """Tokens, until they are made; of data sets of the hub nobody knows the size before."""
-    paths = {source.path for phase in plan.phases for source in (*phase.phase.sources, *phase.phase.eval_sources)}
+    sources = {source for phase in plan.phases for source in (*phase.phase.sources, *phase.phase.eval_sources)}
     if prepared is None:
-        local = [path for path in paths if not is_hub_id(path)]
+        local = {source.path for source in sources if source.split is None and not is_hub_id(source.path)}
         size = sum(file.path.stat().st_size for path in local for file in find_files(path))
         yield DiskNeed("tokens", cache, int(size * TOKENS_PER_BYTE))
 

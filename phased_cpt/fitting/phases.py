@@ -28,7 +28,8 @@ class Change:
 
     set: tuple[str, ...]  # what to type, one option each: --set training.deepspeed=zero3
     bytes: int
-    fits: bool
+    fits: bool  # or is tight at least, where nothing fits
+    verdict: Verdict = "fits"
 
     def __str__(self) -> str:
         return " ".join(self.set)
@@ -115,13 +116,13 @@ def _changes(phase: PhasePlan, base: Base, model: Architecture, hardware: Hardwa
             continue  # with one of them alone, or with less of it, it fits already
         if _verdict(found.device, found.host, hardware)[0] == "fits":
             told.append(found)
-            yield _typed(found, phase, fits=True)
+            yield _typed(found, phase, "fits")
         if len(told) == CHANGES:
             return
         if nearest is None or _peak(found) < _peak(nearest):
             nearest = found
     if not told and nearest is not None:
-        yield _typed(nearest, phase, fits=False)
+        yield _typed(nearest, phase, _verdict(nearest.device, nearest.host, hardware)[0])
 
 
 def _peak(found: Tried) -> int:
@@ -129,7 +130,7 @@ def _peak(found: Tried) -> int:
     return found.device.peak or found.host.peak
 
 
-def _typed(found: Tried, phase: PhasePlan, *, fits: bool) -> Change:
+def _typed(found: Tried, phase: PhasePlan, verdict: Verdict) -> Change:
     """As options of the command line, at the place where a phase has its own value."""
     options = []
     for key, value in found.settings.items():
@@ -137,4 +138,4 @@ def _typed(found: Tried, phase: PhasePlan, *, fits: bool) -> Change:
         own = name in getattr(getattr(phase.phase, section, None), "model_fields_set", ())
         said = str(value).lower() if isinstance(value, bool) else value
         options.append(f"--set phases.{phase.name}.{key}={said}" if own else f"--set {key}={said}")
-    return Change(tuple(options), _peak(found), fits)
+    return Change(tuple(options), _peak(found), verdict in ("fits", "tight"), verdict)

@@ -1,12 +1,10 @@
 """What `plan --fit` tells: every phase on the hardware that is here, or on some that is only spoken of."""
 
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from phased_cpt.bases import RANDOM
 from phased_cpt.config import Loaded
 from phased_cpt.config.values import parse_size
-from phased_cpt.data.prepare import cache_folder
 from phased_cpt.errors import InputError
 from phased_cpt.estimate.memory import Estimate
 from phased_cpt.fitting.files import base_to_estimate
@@ -22,9 +20,7 @@ def fit_facts(plan: Plan, gpus: int | None, gpu_memory: str | None, host_memory:
     """The hardware, and what each phase needs of it; options that are not given mean this machine."""
     hardware = hardware_spoken_of(plan, gpus, gpu_memory, host_memory)
     counted = make_plan(Loaded(plan.config, plan.places), hardware.ranks)
-    root = Path(plan.config.run.dir or plan.config.run.output_dir).expanduser()
-    base = base_to_estimate(counted, root / f".{RANDOM}", cache_folder(plan))
-    phases = [_of_phase(found) for found in fit(counted, base, hardware)]
+    phases = [_of_phase(found) for found in fit(counted, base_to_estimate(counted), hardware)]
     return {
         "hardware": {
             "ranks": hardware.ranks,
@@ -70,7 +66,7 @@ def _of_phase(found: PhaseFit) -> Facts:
         "room_bytes": found.room,
         "device": _of(found.device),
         "host": _of(found.host),
-        "changes": [{"set": list(each.set), "bytes": each.bytes, "fits": each.fits} for each in found.changes],
+        "changes": [asdict(each) for each in found.changes],
     }
 
 

@@ -68,7 +68,8 @@ def _changes(facts: Facts) -> Iterator[RenderableType]:
         what = "would fit with" if fits else "would not fit with any change that was tried; nearest comes"
         yield Text.assemble("\n", (", ".join(names), "bold cyan"), f" {what}")
         for change in changes:
-            yield Text(f"  {' '.join(change['set'])}   ({_bytes(change['bytes'])})")
+            tight = ", which is tight" if change["verdict"] == "tight" else ""
+            yield Text(f"  {' '.join(change['set'])}   ({_bytes(change['bytes'])}{tight})")
 
 
 def _margin(hardware: Facts) -> str:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.evals.heldout import measuring
-from phased_cpt.train.masters import trained
+from phased_cpt.train.masters import AT_ONCE, trained
 
 PROBE_TOKENS = 128  # two documents of 64: a border within a block of every kernel
 LEAK_SHARE = 0.01  # of what the perturbation does without a border; rounding does less, a leak all of it
@@ -109,7 +109,9 @@ def frozen_sum(model: nn.Module) -> int:
     for weight in model.parameters():
         if not weight.requires_grad:
             held = getattr(weight, "ds_tensor", weight).detach()
-            total += int(held.contiguous().view(INTEGERS[held.element_size()]).sum(dtype=torch.int64))
+            bits = held.contiguous().view(INTEGERS[held.element_size()]).flatten()
+            # In pieces: the sum of a tensor is made of a copy of it in int64, eight bytes a weight.
+            total += sum(int(part.sum(dtype=torch.int64)) for part in bits.split(AT_ONCE))
     return total
 
 
