@@ -17,6 +17,7 @@ PAGES = [
     "docs/chat.md",
     "docs/evaluate.md",
     "docs/merge.md",
+    "docs/preflight.md",
     "docs/serving.md",
 ]
 

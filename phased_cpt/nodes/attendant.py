@@ -8,19 +8,21 @@ come ─ wait ─ start: ranks ─┬─ ended well, or not ─→ told ─ wait
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 
-from phased_cpt.errors import InputError, PhasedCptError
-from phased_cpt.launchers import LAUNCHERS, Command, Place, Program
+from phased_cpt.errors import InputError, Interrupted, PhasedCptError
+from phased_cpt.launchers import LAUNCHERS, Place, Program
 from phased_cpt.launchers.place import interface_towards
 from phased_cpt.launchers.processes import state_of
 from phased_cpt.launchers.start import attended
+from phased_cpt.nodes.hosts import has_hung_up
 from phased_cpt.nodes.identity import Identity
 from phased_cpt.nodes.wire import LOST_SECONDS, Message, Wire
 from phased_cpt.pulse import pulses
-from phased_cpt.stopping import Stopping, Wish, heard
+from phased_cpt.stopping import Asked, Stopping, Wish, heard
 
 COMING_SECONDS = 1800.0
 TRY_SECONDS = 1.0
@@ -39,49 +41,65 @@ def attend(
 
     Node 0 may rehearse first (preflight); whoever has come for the run helps with that, and comes once more.
     """
+    me = f"node {node} of {of}"
     with heard() as stop:
         while True:
-            attendant = Attendant(node, of, tell, stop)
-            attendant.come(address, port, ranks, mine)
-            code = attendant.serve()
+            connection = reached(address, port, me, stop, tell)
+            with Attendant(connection, (address, port), me, tell, stop) as attendant:
+                attendant.greet({"node": node, "of": of, "ranks": ranks, "identity": mine.facts()})
+                code = attendant.serve()
             if code or rehearses or not attendant.rehearsed:
                 return code
+
+
+def reached(address: str, port: int, me: str, stop: Stopping, tell: Tell) -> socket.socket:
+    """Node 0, which may be called later."""
+    began = told = time.monotonic()
+    tell(f"{me}: looking for node 0 at {address}:{port}")
+    while True:
+        stop.require_on()
+        try:
+            return socket.create_connection((address, port), timeout=TRY_SECONDS * 5)
+        except socket.gaierror as error:
+            what = f"{address} is no name that this machine knows ({error.strerror})"
+            raise InputError(f"launch.master_addr: {what}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if has_hung_up():
+            raise PhasedCptError(f"node 0 has called this machine, and is gone ({address}:{port}: {reason})")
+        if time.monotonic() - began > COMING_SECONDS:
+            raise PhasedCptError(f"node 0 cannot be reached at {address}:{port}: {reason}; is it called there?")
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            tell(f"still looking for node 0 at {address}:{port} ({reason})")
+        time.sleep(TRY_SECONDS)
 
 
 class Attendant:
     """What this node knows of node 0, and of its own ranks."""
 
-    def __init__(self, node: int, of: int, tell: Tell, stop: Stopping) -> None:
-        self._node, self._of, self._tell, self._stop = node, of, tell, stop
+    def __init__(self, connection: socket.socket, first: tuple[str, int], me: str, tell: Tell, stop: Stopping) -> None:
+        self._first, self._me, self._tell, self._stop = first, me, tell, stop
+        self._interface = interface_towards(first[0])
         self._logs: Path | None = None  # of the ranks that run now
         self._ranks = range(0)
         self._code: int | None = None  # to leave with
         self.rehearsed = False  # it was no run that has ended
+        self._is_welcome = False
         self._patience = LOST_SECONDS  # with node 0
-
-    def come(self, address: str, port: int, ranks: int, mine: Identity) -> None:
-        """To node 0, which may be called later."""
-        began = told = time.monotonic()
-        self._tell(f"node {self._node} of {self._of}: looking for node 0 at {address}:{port}")
-        while True:
-            self._stop.require_on()
-            try:
-                connection = socket.create_connection((address, port), timeout=TRY_SECONDS * 5)
-                break
-            except socket.gaierror as error:
-                what = f"{address} is no name that this machine knows ({error.strerror})"
-                raise InputError(f"launch.master_addr: {what}") from None
-            except OSError as error:
-                reason = error.strerror or str(error)
-            if time.monotonic() - began > COMING_SECONDS:
-                raise PhasedCptError(f"node 0 cannot be reached at {address}:{port}: {reason}; is it called there?")
-            if time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                self._tell(f"still looking for node 0 at {address}:{port} ({reason})")
-            time.sleep(TRY_SECONDS)
-        self._interface = interface_towards(address)
         self._wire = Wire(connection, self._signs)
-        self._wire.send(hello={"node": self._node, "of": self._of, "ranks": ranks, "identity": mine.facts()})
+
+    def __enter__(self) -> "Attendant":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Who was stopped says so: to node 0 it would be gone otherwise."""
+        if isinstance(error, Asked | Interrupted):
+            self._wire.send(stopped=self._stop.asked_by)
+        self._wire.close()
+
+    def greet(self, hello: Message) -> None:
+        self._wire.send(hello=hello)
 
     def serve(self) -> int:
         """Do what is ordered until the order is to leave."""
@@ -91,33 +109,41 @@ class Attendant:
             if message is not None:
                 self._do(message)
             elif why := self._wire.lost(self._patience):
-                raise PhasedCptError(f"node 0 is gone: {why}; the same command, on all nodes, goes on")
+                raise self._gone(why)
         return self._code
+
+    def _gone(self, why: str) -> PhasedCptError:
+        if self._is_welcome:
+            return PhasedCptError(f"node 0 is gone: {why}; the same command, on all nodes, goes on")
+        what = "{}:{} does not answer as node 0 does: {}".format(*self._first, why)
+        return PhasedCptError(f"{what}; is another program there? Give another --master-port, on every node")
 
     def _do(self, message: Message) -> None:
         if "refused" in message:
             raise InputError(message["refused"])
         if "welcome" in message:
-            self._patience = message["patience"]
-            self._tell(f"node {self._node} of {self._of}: node 0 is {message['welcome']}; waiting for its orders")
+            self._patience, self._is_welcome = message["patience"], True
+            self._tell(f"{self._me}: node 0 is {message['welcome']}; waiting for its orders")
         if "leave" in message:
             self._code, self.rehearsed = int(message["leave"]), message["rehearsed"]
             if message["message"]:
                 self._tell(f"node 0 has ended the run: {message['message']}")
         if "start" in message:
-            self._start(message["start"], message["job"])
+            with self._stop.held():  # until node 0 has heard how it ended
+                self._start(message["start"], message["job"])
 
     def _start(self, order: Message, job: int) -> None:
         """Ranks, to their end; however that comes, node 0 hears of it."""
         argument = Path(order["argument"])
         program = Program(order["module"], argument, Path(order["logs"]))
         place = Place(**order["place"] | {"counts": tuple(order["place"]["counts"]), "interface": self._interface})
+        orders = Orders(self._wire, job, self._stop, self._patience)
         words, ended, exit_code = "", 0, 0
         try:
-            self._require_shared(argument, order["content"])
+            self._require_shared(argument, order["content"], orders)
             self._tell(f"ranks {place.first} to {place.first + place.ranks - 1}: {argument.parent.name}")
             self._logs, self._ranks = program.logs, range(place.first, place.first + place.ranks)
-            self._run(LAUNCHERS[order["launcher"]](program, place), program.logs, job)
+            attended(LAUNCHERS[order["launcher"]](program, place), program.logs, orders, NEVER)
         except PhasedCptError as error:
             words, exit_code, ended = str(error), error.exit_code, error.ended or error.exit_code
         except OSError as error:  # a log that cannot be written
@@ -127,21 +153,16 @@ class Attendant:
         self._wire.send(job=job, ended=ended, exit_code=exit_code, message=words)
         if words:
             self._tell(words)
+        self._do(orders.left)
 
-    def _run(self, commands: Sequence[Command], logs: Path, job: int) -> None:
-        orders = Orders(self._wire, job, self._stop, self._patience)
-        try:
-            with self._stop.held():
-                attended(commands, logs, orders, NEVER)
-        finally:
-            self._do(orders.left)
-
-    def _require_shared(self, argument: Path, content: str) -> None:
+    def _require_shared(self, argument: Path, content: str, orders: "Orders") -> None:
         """What node 0 has written is read here, byte for byte, or the folder is another one."""
         deadline = time.monotonic() + SEEN_SECONDS
-        while time.monotonic() < deadline and not self._wire.lost():
+        while time.monotonic() < deadline:
             if argument.exists() and argument.read_text() == content:
                 return
+            if orders.wish() == Wish.STOP:
+                raise orders.as_failure()
             time.sleep(POLL_SECONDS)
         what = f"{argument} of node 0 is not seen on this node ({socket.gethostname()})"
         raise InputError(f"{what}; run.output_dir must lie in a folder that all nodes share, under the same path")
@@ -178,9 +199,11 @@ class Orders(Stopping):
                 raise PhasedCptError("node 0 has ended them")
         if why := self._wire.lost(self._patience):
             raise PhasedCptError(f"node 0 is gone: {why}")
-        if self._people.wish() == Wish.STOP:
+        wish = self._people.wish()
+        if wish == Wish.STOP and not self.asked_by:
             self.asked_by = self._people.asked_by
-        return Wish.STOP if self._ordered else self._people.wish()
+            self._wire.send(stopped=self.asked_by)  # a second signal ends this without a word
+        return Wish.STOP if self._ordered else wish
 
     def saved(self) -> None:
         self._people.saved()

@@ -1,6 +1,7 @@
 """Node 0, as it meets the others: it waits until all have come, orders their ranks started, and hears how they end."""
 
 import contextlib
+import ipaddress
 import signal
 import socket
 import threading
@@ -14,9 +15,9 @@ from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.launchers import Environment, Place, Program, free_port
 from phased_cpt.launchers.place import interface_towards
 from phased_cpt.nodes.identity import Identity, differences
-from phased_cpt.nodes.wire import LOST_SECONDS, Message, Wire
+from phased_cpt.nodes.wire import LOST_SECONDS, PING_SECONDS, Message, Wire
 from phased_cpt.pulse import Pulse
-from phased_cpt.stopping import Stopping
+from phased_cpt.stopping import Asked, Stopping
 
 COMING_SECONDS = 1800.0  # for people who call a command on each machine, one after the other
 TELL_SECONDS = 10.0  # between two words of who is waited for
@@ -36,9 +37,11 @@ class Head:
         self._rehearses = rehearses
         self.address, self.port, self.of, self._mine = address, port, of, mine
         self._counts = {0: ranks}
-        self._lost_seconds = min(LOST_SECONDS, patience / 2)
+        self._lost_seconds = max(3 * PING_SECONDS, min(LOST_SECONDS, patience / 2))
         self.others: dict[int, OtherNode] = {}
         self._refused: list[str] = []
+        self._greeting = threading.Lock()
+        self._all_came = self._over = False
         self._listener = _listener(address, port)
         threading.Thread(target=self._accept, name="nodes", daemon=True).start()
 
@@ -50,7 +53,7 @@ class Head:
         """Wait for all of them; `ended` says why one of them will never come."""
         began = told = time.monotonic()
         tell(f"node 0 of {self.of}: waiting for the others at {self.address}:{self.port}")
-        while len(self.others) < self.of - 1:
+        while self._is_missing(tell):
             stop.require_on()
             if self._refused:
                 raise InputError(self._refused[0])
@@ -67,6 +70,15 @@ class Head:
         names = ", ".join(f"node {node} {other.host} ({other.ranks})" for node, other in sorted(self.others.items()))
         tell(f"all {self.of} nodes are here, {self.ranks} ranks: node 0 {self._mine.host} ({self._counts[0]}), {names}")
 
+    def _is_missing(self, tell: Tell) -> bool:
+        """Whoever has come and gone again is waited for like the others."""
+        with self._greeting:
+            for other in [other for other in self.others.values() if other.lost(self._lost_seconds)]:
+                tell(f"{other} has left again")
+                del self.others[other.number]
+            self._all_came = len(self.others) == self.of - 1
+            return not self._all_came
+
     def place(self) -> Place:
         """Of node 0, at a port that is free just now."""
         counts = tuple(self._counts[node] for node in range(self.of))
@@ -81,9 +93,9 @@ class Head:
         ]
 
     def require_all(self) -> None:
-        """None of them has left meanwhile."""
+        """None of them has left meanwhile; one that has come back is as good."""
         for other in self.others.values():
-            if why := other.wire.lost(self._lost_seconds):
+            if why := other.lost(self._lost_seconds):
                 raise other.gone(why)
 
     def __enter__(self) -> "Head":
@@ -91,46 +103,59 @@ class Head:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """However the run ends, the others hear of it, and end alike."""
+        self._over = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # else the thread that accepts keeps the port
         self._listener.close()
+        if isinstance(error, Asked):
+            error = Interrupted("it was stopped; the same command, on all nodes, goes on")
         code = 0 if error is None else getattr(error, "exit_code", 1)
+        unforeseen = f"exit code {code}; what it says itself tells why" if code else ""
+        message = str(error) if isinstance(error, PhasedCptError) else unforeseen
         for other in self.others.values():
-            message = str(error) if isinstance(error, PhasedCptError) else ""
             other.wire.send(leave=code, message=message, rehearsed=self._rehearses)
             other.wire.close()
 
     def _accept(self) -> None:
-        while True:
+        while not self._over:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError:  # closed; or there are too many connections at the moment
+                time.sleep(POLL_SECONDS)
+                continue
             threading.Thread(target=self._greet, args=[connection], name="greeting", daemon=True).start()
 
     def _greet(self, connection: socket.socket) -> None:
         wire = Wire(connection)
-        hello = (wire.next(HELLO_SECONDS) or {}).get("hello")
-        if not isinstance(hello, dict):  # a port scanner, or a browser
+        hello: Any = (wire.next(HELLO_SECONDS) or {}).get("hello")
+        if not _is_hello(hello):  # a port scanner, or a browser; or another version of this
+            if hello is not None:
+                wire.send(refused=f"node 0 ({self._mine.host}) has not understood; it needs one checkout on all nodes")
             wire.close()
             return
-        node, other = hello["node"], OtherNode(hello["node"], hello["ranks"], Identity(**hello["identity"]), wire)
-        if why := self._wrong(other, hello["of"]):
-            self._refused.append(why)
-            wire.send(refused=why)
-            return
-        self._counts[node], self.others[node] = other.ranks, other
-        wire.send(welcome=self._mine.host, patience=self._lost_seconds)
+        other = OtherNode(hello["node"], hello["ranks"], Identity(**hello["identity"]), wire)
+        with self._greeting:
+            if why := self._wrong(other, hello["of"]):
+                wire.send(refused=why)
+                if not self._all_came:
+                    self._refused.append(why)
+                return
+            self._counts[other.number], self.others[other.number] = other.ranks, other
+            wire.send(welcome=self._mine.host, patience=self._lost_seconds)
 
     def _wrong(self, other: "OtherNode", of: int) -> str | None:
-        who = f"node {other.number} ({other.host})"
+        who, before = str(other), self.others.get(other.number)
+        is_there = before and not (before.wire.is_closed or before.wire.lost(self._lost_seconds))
+        if is_there and self._all_came:
+            return f"a run is under way here with {before}; another one needs another --master-port"
         if of != self.of:
             return f"{who} was called with --nnodes {of}, and node 0 with {self.of}; make them equal"
         if not 0 < other.number < self.of:
             return f"{who}: --node-rank goes from 0 to {self.of - 1}"
-        if other.number in self.others:
-            before = self.others[other.number].host
-            return f"two nodes were called with --node-rank {other.number}: {before} and {other.host}"
+        if before and is_there:
+            return f"two nodes were called with --node-rank {other.number}: {before.host} and {other.host}"
+        if before and self._all_came and before.ranks != other.ranks:
+            return f"{who} has come back with {other.ranks} ranks, and had {before.ranks}; begin with all nodes again"
         if found := differences(self._mine, other.identity):
             what = "\n    ".join(found)
             return (
@@ -146,13 +171,29 @@ class OtherNode:
         self.number, self.ranks, self.identity, self.wire = number, ranks, identity, wire
         self.host = identity.host
         self.jobs = 0
+        self._stopped_by = ""
 
     def __str__(self) -> str:
         return f"node {self.number} ({self.host})"
 
+    def next(self) -> Message | None:
+        """What it has said; that it was stopped is remembered until it is gone."""
+        message = self.wire.next()
+        if message is not None and "stopped" in message:
+            self._stopped_by = message["stopped"]
+        return message
+
+    def lost(self, after_seconds: float) -> str | None:
+        """Why it cannot be reckoned with, while none of its ranks run."""
+        while self.next() is not None:
+            pass
+        return self.wire.lost(after_seconds)
+
     def gone(self, why: str) -> PhasedCptError:
-        mend = "look at that machine and the network between; the same command, on all nodes, goes on"
-        return PhasedCptError(f"{self} is gone: {why}; {mend}")
+        goes_on = "the same command, on all nodes, goes on"
+        if self._stopped_by:
+            return Interrupted(f"{self} was stopped ({self._stopped_by}); {goes_on}")
+        return PhasedCptError(f"{self} is gone: {why}; look at that machine and the network between; {goes_on}")
 
 
 class Order:
@@ -188,11 +229,12 @@ class RanksElsewhere:
         self._failure: PhasedCptError | None = None
 
     def poll(self) -> int | None:
-        while self._code is None and (message := self._other.wire.next()) is not None:
+        while self._code is None and (message := self._other.next()) is not None:
             if message.get("job") == self._job and "ended" in message:
                 self._code, self._failure = message["ended"], self._told(message)
         if self._code is None and (why := self._other.wire.lost(self._lost_seconds)):
-            self._code, self._failure = 1, self._other.gone(why)
+            # As one that was killed, it drags the others along, and is the one to be told of.
+            self._code, self._failure = -signal.SIGKILL, self._other.gone(why)
         return self._code
 
     def _told(self, message: Message) -> PhasedCptError:
@@ -229,9 +271,19 @@ class RanksElsewhere:
         return self._failure
 
 
+def _is_hello(said: Any) -> bool:
+    """Whether these are the words of a node."""
+    if not isinstance(said, dict) or not isinstance(identity := said.get("identity"), dict):
+        return False
+    numbers = all(type(said.get(name)) is int for name in ("node", "of", "ranks")) and said["ranks"] > 0
+    kinds = {name: type(value) for name, value in identity.items()}
+    return numbers and kinds == {"host": str, "code": dict, "settings": dict}
+
+
 def _listener(address: str, port: int) -> socket.socket:
     try:
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+        family, _, _, _, means = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        _require_reachable(address, str(means[0]))
         return socket.create_server((address, port), family=family)
     except socket.gaierror as error:
         raise InputError(
@@ -245,3 +297,11 @@ def _listener(address: str, port: int) -> socket.socket:
                         "own with --master-addr, or this machine another --node-rank"}[error.errno or 0]  # fmt: skip
             raise InputError(what) from None
         raise InputError(f"{where} cannot be listened at: {error.strerror}; give another with --master-port") from None
+
+
+def _require_reachable(address: str, means: str) -> None:
+    """Debian writes a machine's own name beside 127.0.1.1 into its /etc/hosts."""
+    if address in ("localhost", means) or not ipaddress.ip_address(means).is_loopback:
+        return
+    what = f"{address} means {means} on this machine, where no other one reaches it"
+    raise InputError(f"launch.master_addr: {what}; give the address of node 0 in its place, or mend /etc/hosts there")

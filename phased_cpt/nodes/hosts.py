@@ -4,28 +4,32 @@ worker-1 slots=8        ← here the command is called
 worker-2 slots=8
 """
 
+import contextlib
 import os
 import re
+import select
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
-import tempfile
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from phased_cpt.children import command
 from phased_cpt.errors import InputError
 
-LINE = re.compile(r"^(?P<name>[^\s=]+)\s+slots=(?P<slots>[1-9]\d*)$")
+LINE = re.compile(r"^(?P<name>[^\s=-][^\s=]*)\s+slots=(?P<slots>[1-9]\d*)$")
 # What libraries are told by the environment goes with the call, as DeepSpeed does it; never a key, which ps would show.
 PASSED_ON = re.compile(r"^(NCCL_|GLOO_|HF_HOME$|HF_HUB_|TORCH_|OMP_NUM_THREADS$|PYTHONPATH$|PATH$|LD_LIBRARY_PATH$)")
 BATCH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]  # never a question: nobody would see it
 LEAVING_SECONDS = 10.0
+ENDING_SECONDS = 2.0
+CALLED = "PHASED_CPT_CALLED_BY_NODE_0"  # whose end of our standard input is closed when it goes
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,55 @@ def _is_own(name: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
 class Called:
-    """The command on another machine."""
+    """The command on another machine; what it says is said here, too: nobody else hears it."""
 
-    host: Host
-    process: subprocess.Popen[bytes]
-    output: IO[bytes]
+    def __init__(self, host: Host, words: list[str]) -> None:
+        self.host, self._last = host, ""
+        self.process = subprocess.Popen(  # noqa: S603
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self._listening = threading.Thread(target=self._listen, name="ssh", daemon=True)
+        self._listening.start()
 
     def ended(self) -> str | None:
         """What is to be told of one that ended before it has come."""
         if (code := self.process.poll()) is None:
             return None
-        self.output.seek(0)
-        said = self.output.read().decode(errors="replace").strip().splitlines()
-        return f"`ssh {self.host.name}` ended with {code}" + (f": {said[-1]}" if said else "")
+        self._listening.join(ENDING_SECONDS)
+        return f"`ssh {self.host.name}` ended with {code}" + (f": {self._last}" if self._last else "")
+
+    def leave(self, deadline: float) -> None:
+        """By itself, as node 0 does; or else it is ended."""
+        for seconds, end in (
+            (deadline - time.monotonic(), self.process.terminate),
+            (ENDING_SECONDS, self.process.kill),
+        ):
+            try:
+                self.process.wait(max(0.0, seconds))
+                break
+            except subprocess.TimeoutExpired:
+                end()
+        self._listening.join(ENDING_SECONDS)
+
+    def hang_up(self) -> None:
+        """One that looks for node 0 still looks for it no more."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            self._last = text or self._last
+            with contextlib.suppress(OSError):  # nobody reads here any more
+                sys.stderr.write(f"{self.host.name}: {text}\n")
+
+
+def has_hung_up() -> bool:
+    """Whether node 0 is gone, which has called this one by ssh."""
+    return CALLED in os.environ and bool(select.select([0], [], [], 0)[0])
 
 
 @contextmanager
@@ -112,28 +150,19 @@ def called(hosts: Sequence[Host], words: Sequence[str]) -> Iterator[list[Called]
     try:
         for node, host in enumerate(hosts):
             if node:
-                running.append(_call(host, call_words(host, node, words)))
+                running.append(Called(host, call_words(host, node, words)))
         yield running
     finally:
+        deadline = time.monotonic() + LEAVING_SECONDS
         for each in running:
-            try:
-                each.process.wait(LEAVING_SECONDS)
-            except subprocess.TimeoutExpired:
-                each.process.send_signal(signal.SIGTERM)
-            each.output.close()
+            each.hang_up()
+        for each in running:
+            each.leave(deadline)
 
 
 def call_words(host: Host, node: int, words: Sequence[str]) -> list[str]:
     """In the same folder, with the same Python: both are shared, as the run folder is."""
     passed_on = [f"{name}={value}" for name, value in sorted(os.environ.items()) if PASSED_ON.match(name)]
     place = ["--node-rank", str(node), "--set", f"launch.num_gpus={host.slots}"]
-    there = ["env", *passed_on, *command("phased_cpt"), *words, *place]
+    there = ["env", *passed_on, f"{CALLED}=1", *command("phased_cpt"), *words, *place]
     return ["ssh", *BATCH, host.name, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(there)}"]
-
-
-def _call(host: Host, words: list[str]) -> Called:
-    output = tempfile.TemporaryFile()  # noqa: SIM115
-    process = subprocess.Popen(  # noqa: S603
-        words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    return Called(host, process, output)

@@ -54,16 +54,14 @@ def _own_digest() -> str:
 
 def differences(mine: Identity, other: Identity) -> list[str]:
     """`learning_rate is 1e-4 on a, 5e-5 on b`, of code and settings; nothing where the two are alike."""
-    found = [_told(f"{name} is", mine, other, mine.code.get(name), version) for name, version in other.code.items()
-             if mine.code.get(name) != version]  # fmt: skip
+    pairs = [(mine.code, other.code)]
     if mine.settings and other.settings:
-        for path in sorted({*mine.settings, *other.settings}):
-            here, there = mine.settings.get(path), other.settings.get(path)
-            if here != there:
-                found.append(_told(f"{path} is", mine, other, here, there))
+        pairs.append((mine.settings, other.settings))
+    found = [
+        f"{name} is {here.get(name)} on {mine.host}, {there.get(name)} on {other.host}"
+        for here, there in pairs
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return found[:SHOWN] + more
-
-
-def _told(what: str, mine: Identity, other: Identity, here: Any, there: Any) -> str:
-    return f"{what} {here} on {mine.host}, {there} on {other.host}"

@@ -23,7 +23,7 @@ class Wire:
         """`signs`: what goes with each sign of life."""
         self._connection, self._signs = connection, signs
         self._connection.settimeout(None)
-        self._received: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None: no more will come
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self.heard_at = time.monotonic()
@@ -48,8 +48,13 @@ class Wire:
         except queue.Empty:
             return None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no more will come than has come already."""
+        return self._closed.is_set()
+
     def lost(self, after_seconds: float = LOST_SECONDS) -> str | None:
-        """Why nothing is to be expected any more."""
+        """Why nothing is to be expected any more, once all that has come was asked for."""
         if self._closed.is_set() and self._received.empty():
             return "its connection was closed"
         silent = time.monotonic() - self.heard_at
@@ -62,16 +67,30 @@ class Wire:
         self._connection.close()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
-            while line := lines.readline(LINE_BYTES):
-                message: Message = json.loads(line)
-                self.heard_at = time.monotonic()
-                if "alive" in message:
-                    self.last_signs = message["alive"]
-                else:
-                    self._received.put(message)
-        self._closed.set()
+        try:
+            with contextlib.suppress(OSError), self._connection.makefile("rb") as lines:
+                while line := lines.readline(LINE_BYTES):
+                    message = _read(line)
+                    if message is None:
+                        return
+                    self.heard_at = time.monotonic()
+                    if "alive" in message:
+                        self.last_signs = message["alive"]
+                    else:
+                        self._received.put(message)
+        finally:
+            self._closed.set()
+            self._received.put(None)
 
     def _beat(self) -> None:
         while not self._closed.wait(PING_SECONDS):
             self.send(alive=self._signs())
+
+
+def _read(line: bytes) -> Message | None:
+    """None: this is no node that speaks."""
+    try:
+        message: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import errors as hub_errors
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,6 +20,7 @@ from phased_cpt.errors import InputError
 from phased_cpt.plan import Plan
 
 PATIENCE_SECONDS = 10.0
+HTTPError: type[Exception] = vars(hub_errors)["HTTPError"]  # of its transport: httpx, or httpx2, by release
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def base_of(plan: Plan, root: Path, cache: Path) -> Base:
         info = HfApi(endpoint=constants.ENDPOINT).model_info(
             model.name, revision=model.revision, timeout=PATIENCE_SECONDS, files_metadata=True
         )
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise _refused(model.name, model.revision, error) from None
     files = {each.rfilename: each.size or 0 for each in info.siblings or () if _is_wanted(each.rfilename)}
     missing = {name: size for name, size in files.items() if not _is_here(model.name, name, info.sha)}

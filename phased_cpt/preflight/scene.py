@@ -156,6 +156,7 @@ class Scene:
         return None if self.prepared.missing else self.prepared.given()
 
     def _disk(self) -> list[fitting.DiskNeed]:
+        self.sources.given()
         self.files.given()
         return fitting.disk_needs(self.by_ranks.given(), self.base.given(), self.root, self.cache, self._data())
 

@@ -22,9 +22,10 @@ from tests.conftest import REPOSITORY
 HERE = "127.0.0.1"
 OTHER = """
 import json, sys
-from phased_cpt.nodes import Identity, attend
+from phased_cpt.nodes import Identity, attend, attendant
 from phased_cpt.errors import PhasedCptError
 port, node, of, ranks, identity = json.loads(sys.argv[1])
+attendant.SEEN_SECONDS = 2.0  # there is no NFS between processes
 try:
     code = attend("127.0.0.1", port, node, of, ranks, Identity(**identity), lambda said: print(said, flush=True))
 except PhasedCptError as error:
@@ -40,7 +41,7 @@ class Other:
     def __init__(self, folder: Path, port: int, node: int, of: int, identity: Identity, ranks: int = 1) -> None:
         self.log = folder / f"node{node}.log"
         arguments = json.dumps([port, node, of, ranks, identity.facts()])
-        with self.log.open("w") as log:
+        with self.log.open("a") as log:
             environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
             self.running = subprocess.Popen(
                 [sys.executable, "-c", OTHER, arguments], stdout=log, stderr=log, env=environment, cwd=folder
@@ -66,9 +67,9 @@ class Nodes:
         self.told: list[str] = []
         self._started: list[Other] = []
 
-    def other(self, node: int = 1, of: int = 2, **differs: Any) -> Other:
+    def other(self, node: int = 1, of: int = 2, ranks: int = 1, **differs: Any) -> Other:
         identity = replace(identity_of(None), host=f"node{node}", **differs)
-        started = Other(self.folder, self.port, node, of, identity)
+        started = Other(self.folder, self.port, node, of, identity, ranks)
         self._started.append(started)
         return started
 

@@ -73,7 +73,7 @@ def test_the_words_of_a_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert words == [
         "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "worker-2",
         f"cd '{tmp_path}/a folder; with '\"'\"'marks'\"'\"'' && exec env HF_HUB_OFFLINE=1 NCCL_DEBUG=INFO PATH=/usr/bin "
-        f"{python} run -c 'my run.yaml' --nnodes 2 --node-rank 1 --set launch.num_gpus=4",
+        f"PHASED_CPT_CALLED_BY_NODE_0=1 {python} run -c 'my run.yaml' --nnodes 2 --node-rank 1 --set launch.num_gpus=4",
     ]  # fmt: skip
 
 

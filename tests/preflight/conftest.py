@@ -106,7 +106,7 @@ def server(code: int, body: Any = None, **headers: str) -> Iterator[str]:
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(json.dumps(body or {}).encode())
 
         do_POST = do_HEAD = do_GET  # noqa: N815 - what the server calls
 

@@ -1,5 +1,6 @@
 """The hub, Weights & Biases and the packages: each answer has another remedy. The servers are ours, on this machine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from packaging.requirements import Requirement
 
 from phased_cpt.preflight import CHECKS, packages, seen_by
 from phased_cpt.preflight.seen import Seen
-from tests.preflight.conftest import LINES, Gpus, seen_scene, server
+from tests.preflight.conftest import LINES, SHAPE, Gpus, seen_scene, server
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -56,6 +57,26 @@ def test_a_hub_that_cannot_be_reached_is_told_from_one_that_refuses(
     assert answer.verdict == "fail"
     assert "the hub cannot be reached" in answer.found
     assert "HF_HUB_OFFLINE=1" in answer.fix
+
+
+def test_a_base_that_is_not_downloaded_yet_is_only_looked_at(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 GB, nothing but config.json: the server has nothing else to give."""
+    commit, snapshot = "c" * 40, Path("hub/models--some--model/snapshots") / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(SHAPE))
+    sizes = {
+        "config.json": 500,
+        "model-1.safetensors": 12_000_000_000,
+        "model-2.safetensors": 8_000_000_000,
+        "a.bin": 9,
+    }
+    files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    headers = {"X_Repo_Commit": commit, "ETag": '"e"'}
+    with server(200, {"id": "some/model", "sha": commit, "siblings": files}, **headers) as endpoint:
+        answer = base_of_the_hub(monkeypatch, endpoint)
+    assert answer.verdict == "warn"
+    assert "commit cccccccccccc: the run downloads 20.0 GB first" in answer.found
+    assert answer.fix.startswith("hf download some/model")
 
 
 WHO = {"data": {"viewer": {"username": "ada"}}}

@@ -13,7 +13,7 @@ import pytest
 from phased_cpt import preflight
 from phased_cpt.preflight import CHECKS, Scene
 from phased_cpt.preflight.seen import Seen, fail, ok, skip, warn
-from tests.conftest import Call
+from tests.conftest import REPOSITORY, Call
 from tests.preflight.conftest import SHAPE, model_folder, seen_scene, written
 
 HEAVY = ("torch", "adapter targets", "attention", "compiler", "collective")
@@ -118,6 +118,14 @@ def test_no_check_brings_down_the_others(here: Path, monkeypatch: pytest.MonkeyP
         ("first", "fail", "ZeroDivisionError: of a library"),
         ("second", "ok", "all is well"),
     ]
+
+
+def test_every_check_is_on_its_page() -> None:
+    rows = (REPOSITORY / "docs/preflight.md").read_text().partition("## The checks")[2].splitlines()
+    named = [
+        name for row in rows if row.startswith("| ") for name in row.split(" | ")[0].removeprefix("| ").split(", ")
+    ]
+    assert sorted(named[1:]) == sorted(CHECKS)
 
 
 @pytest.mark.parametrize(
