@@ -5,7 +5,7 @@ On several machines the first way is the same: node 0 conducts, and the others s
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -59,8 +59,8 @@ class LaunchedJobs:
     def train(self, job: Job, stop: Stopping) -> None:
         self.run(Program(WORKER, job.path, job.path.parent / "logs"), stop)
 
-    def run(self, program: Program, stop: Stopping) -> None:
-        """Any program in the place of the ranks, on every node."""
+    def run(self, program: Program, stop: Stopping, *, quiet: bool = False) -> None:
+        """Any program in the place of the ranks, on every node; `quiet`: the first rank has a log, too."""
         if self.launcher not in LAUNCHERS:
             raise InputError(
                 f"launch.launcher: {self.launcher} trains in the process that is called; use the command line"
@@ -72,7 +72,10 @@ class LaunchedJobs:
             self.head.require_all()
             place = self.head.place()
             elsewhere += self.head.parts(program, self.launcher, place)
-        launched(LAUNCHERS[self.launcher](program, place), program.logs, stop, self.hang_seconds, elsewhere)
+        commands = LAUNCHERS[self.launcher](program, place)
+        if quiet:
+            commands = [replace(command, log=command.log or program.logs / "first.log") for command in commands]
+        launched(commands, program.logs, stop, self.hang_seconds, elsewhere)
 
 
 def ranks_of_this_node(launch: Launch) -> int:

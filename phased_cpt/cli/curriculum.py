@@ -31,6 +31,7 @@ from phased_cpt.cli.options import (
     tell,
     tell_aside,
     the_plan,
+    typed_again,
 )
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError
@@ -147,14 +148,9 @@ def _launched_jobs(planned: Plan, node: int | None, config: Path | None, overrid
     """The first door, on all machines; on the other nodes this is where a call spends its life."""
     from phased_cpt import doors
 
-    def say(message: str) -> None:
-        tell_aside(f"{message}\n")
-
     if doors.is_other_node(planned, node):
-        raise typer.Exit(doors.attended_jobs(planned, node or 0, say))
-    named = ["-c", str(config.expanduser().resolve() if config.expanduser().exists() else config)] if config else []
-    words = ["run", *named, *(word for each in overrides for word in ("--set", each))]
-    with doors.launched_jobs(planned, node, words, say) as door:
+        raise typer.Exit(doors.attended_jobs(planned, node or 0, tell_aside))
+    with doors.launched_jobs(planned, node, typed_again("run", config, overrides), tell_aside) as door:
         yield door
 
 

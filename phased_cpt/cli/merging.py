@@ -39,7 +39,7 @@ def merged_folders(
         raise InputError("--adapter needs the base that it is for, and where to: --base MODEL --adapter DIR --out DIR")
     _require_of_the_merge(overrides, "model.trust_remote_code")
     folders = [each.expanduser() for each in adapters]
-    return merge_folders(base, folders, out.expanduser(), overrides, lambda said: tell_aside(f"{said}\n"))
+    return merge_folders(base, folders, out.expanduser(), overrides, tell_aside)
 
 
 def _require_of_the_merge(overrides: list[str], also: str) -> None:

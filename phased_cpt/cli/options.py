@@ -105,6 +105,13 @@ def launch_settings(**given: object) -> list[str]:
     return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
 
 
+def typed_again(verb: str, config: Path | None, overrides: list[str]) -> list[str]:
+    """The words by which another node is called to the same, wherever its call begins."""
+    path = config.expanduser() if config else None
+    named = ["-c", str(path.resolve() if path.exists() else config)] if path else []
+    return [verb, *named, *(word for each in overrides for word in ("--set", each))]
+
+
 def tell(what: dict[str, Any] | str | RenderableType) -> None:
     if sys.stdout is None:  # `>&-`
         return
@@ -146,9 +153,9 @@ def run_of(config: Path | None, overrides: list[str] | None, run_dir: Path | Non
 
 
 def tell_aside(said: str) -> None:
-    """Beside the answer, on stderr."""
+    """A line beside the answer, on stderr."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(said)
+        sys.stderr.write(f"{said}\n")
 
 
 def is_rank() -> bool:

@@ -137,6 +137,7 @@ class Head:
         with self._greeting:
             if why := self._wrong(other, hello["of"]):
                 wire.send(refused=why)
+                wire.close()
                 if not self._all_came:
                     self._refused.append(why)
                 return

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phased_cpt.launchers import LAUNCHERS, Place, Program, free_port, launched
+from phased_cpt.launchers import Program, free_port
+from phased_cpt.preflight.places import there
 from phased_cpt.preflight.scene import Scene
 from phased_cpt.preflight.seen import Seen, fail, ok, skip
 from phased_cpt.stopping import heard
@@ -38,30 +39,29 @@ def _port(number: str, what: str, fix: str) -> Seen:
 
 
 def collective(scene: Scene) -> Iterator[Seen]:
-    """The ranks of this machine meet and sum up numbers for about two seconds, started as those of training are."""
-    ranks, launch = scene.ranks_here.given(), scene.plan.config.launch
-    visible = len(scene.gpus.given())
-    if (nodes := len(scene.counts.given())) > 1:
-        yield skip(f"the other {nodes - 1} of {nodes} nodes are heard when the run starts on them")
+    """All ranks meet and sum up numbers for about two seconds, started as those of training are, on every machine."""
+    ranks, visible = scene.ranks.given(), len(scene.gpus.given())
     if ranks == 1:
         yield ok("one rank, which has nobody to talk to")
-    elif visible and ranks > visible:
-        yield skip(f"skipped, because {ranks} ranks have {visible} GPUs")
+    elif visible and scene.ranks_here.given() > visible:
+        yield skip(f"skipped, because {scene.ranks_here.given()} ranks have {visible} GPUs")
     else:
         scene.watcher.tell(f"starting {ranks} ranks, to hear whether they reach each other …")
-        heard_of = _collective(launch.launcher, ranks)
+        heard_of = _collective(scene)
         speed = heard_of["bytes_per_second"] / 1e9
-        yield ok(f"{heard_of['ranks']} ranks over {heard_of['backend']}: {speed:,.1f} GB/s")
+        hosts = sorted(set(heard_of["hosts"]))
+        where = f" on {', '.join(hosts)}" if len(hosts) > 1 else ""
+        yield ok(f"{heard_of['ranks']} ranks{where} over {heard_of['backend']}: {speed:,.1f} GB/s")
 
 
-def _collective(launcher: str, ranks: int) -> dict[str, Any]:
-    """The ring, started by the launcher of the run in the place of its worker; what rank 0 has heard."""
-    with tempfile.TemporaryDirectory(prefix="phased-cpt-ring-") as folder, heard() as stop:
+def _collective(scene: Scene) -> dict[str, Any]:
+    """The ring, in the place of the worker; what rank 0 has heard."""
+    jobs = scene.jobs.made()
+    shared = None if jobs.head is None else there(scene.root)
+    with tempfile.TemporaryDirectory(prefix=".phased-cpt-ring-", dir=shared) as folder, heard() as stop:
         program = Program(RING, Path(folder) / "job.json", Path(folder) / "logs")
-        commands = LAUNCHERS[launcher](program, Place.alone(ranks))
-        # Nothing of what they print belongs to what preflight prints.
-        quiet = [replace(command, log=command.log or program.logs / "first.log") for command in commands]
-        launched(quiet, program.logs, stop, BEHIND_THE_RING_SECONDS)
+        program.argument.write_text("{}")
+        replace(jobs, hang_seconds=BEHIND_THE_RING_SECONDS).run(program, stop, quiet=True)
         answer: dict[str, Any] = json.loads((Path(folder) / "heard.json").read_bytes())
         return answer
 

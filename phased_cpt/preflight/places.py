@@ -38,14 +38,14 @@ def ledger(scene: Scene) -> Iterator[Seen]:
     if record is None:
         yield ok("nothing has been done yet")
         return
-    record = reconcile(record, scene.by_ranks.given(), None, next_archive(chosen))
+    record = reconcile(record, scene.by_ranks.given(), scene.redo_from, next_archive(chosen))
     done = [phase.name for phase in record.phases if phase.state == "done"]
     yield ok(f"{len(done)} of {len(record.phases)} phases are done" + (f": {', '.join(done)}" if done else ""))
 
 
 def write_access(scene: Scene) -> Iterator[Seen]:
     """Files can be made and locked in the run folder and in the cache; their places only, where they are not there."""
-    for place in dict.fromkeys(_there(path) for path in (scene.root, scene.cache.resolve())):
+    for place in dict.fromkeys(there(path) for path in (scene.root, scene.cache.resolve())):
         if not os.access(place, os.W_OK | os.X_OK):
             raise InputError(f"{place} cannot be written to; name another folder (run.output_dir, run.cache_dir)")
         try:
@@ -66,7 +66,7 @@ def clock(scene: Scene) -> Iterator[Seen]:
             f"the clock says {datetime.datetime.fromtimestamp(now, datetime.UTC):%Y-%m-%d}", "timedatectl set-ntp on"
         )
         return
-    with tempfile.NamedTemporaryFile(dir=_there(scene.root)) as file:
+    with tempfile.NamedTemporaryFile(dir=there(scene.root)) as file:
         apart = file_time(Path(file.name)) - time.time()
     if abs(apart) > LATE_SECONDS:
         what = f"files in {scene.root.parent} are made {abs(apart):,.0f} s {'ahead' if apart > 0 else 'late'}"
@@ -83,10 +83,10 @@ def disk(scene: Scene) -> Iterator[Seen]:
         needs.append(("the download of the base", Path(base.folder), base.to_download))
     disks: dict[int, list[tuple[str, Path, int]]] = {}
     for need in needs:
-        disks.setdefault(_there(need[1]).stat().st_dev, []).append(need)
-    for there in disks.values():
-        place, needed = _there(there[0][1]), sum(size for _, _, size in there)
-        free, largest = free_bytes(place), max(there, key=lambda need: need[2])
+        disks.setdefault(there(need[1]).stat().st_dev, []).append(need)
+    for held in disks.values():
+        place, needed = there(held[0][1]), sum(size for _, _, size in held)
+        free, largest = free_bytes(place), max(held, key=lambda need: need[2])
         what = f"{place}: {gigabytes(needed)} of {gigabytes(free)} free (most of it {largest[0]})"
         if needed > free:
             fix = "make room, another run.output_dir, a lower checkpoint.keep, or merge.enabled: false"
@@ -103,6 +103,6 @@ def file_time(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _there(path: Path) -> Path:
+def there(path: Path) -> Path:
     """The folder itself, or the nearest above it that exists."""
     return next(each for each in (path, *path.parents) if each.is_dir())

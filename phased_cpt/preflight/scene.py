@@ -18,6 +18,7 @@ from phased_cpt.data.prepare import cache_folder, prepare
 from phased_cpt.data.prepared import PreparedRun
 from phased_cpt.data.tokenizer import Tokenizer, load_tokenizer
 from phased_cpt.data.watch import Watcher
+from phased_cpt.doors import LaunchedJobs
 from phased_cpt.launchers import ranks_here
 from phased_cpt.ledger import choose_run_dir
 from phased_cpt.nodes.hosts import read_hostfile
@@ -76,8 +77,12 @@ class Ground(Generic[Made]):
 class Scene:
     """Everything that can be looked at; nothing is made before a check asks for it."""
 
-    def __init__(self, plan: Plan, watcher: Watcher) -> None:
-        self.plan, self.watcher = plan, watcher
+    def __init__(
+        self, plan: Plan, watcher: Watcher, jobs: Callable[[], LaunchedJobs], redo_from: str | None = None
+    ) -> None:
+        """`jobs`: how the run would start its ranks; on several machines that waits until all have come."""
+        self.plan, self.watcher, self.redo_from = plan, watcher, redo_from
+        self.jobs: Ground[LaunchedJobs] = Ground("a way to start ranks", jobs)
         self.cache = cache_folder(plan)
         self.run_dir: Ground[RunDir] = Ground("a run folder", lambda: choose_run_dir(plan))
         self.counts: Ground[tuple[int, ...]] = Ground("a number of ranks", self._counts)

@@ -2,14 +2,19 @@
 
 import os
 import socket
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from phased_cpt.children import command
 from phased_cpt.errors import InputError
+from phased_cpt.nodes import hosts
 from phased_cpt.nodes.hosts import Host, call_words, called, read_hostfile, require_here
 from tests.conftest import Write
+from tests.launchers.programs import is_alive, is_gone_soon, pid_of
+from tests.nodes.conftest import Nodes
 
 
 def test_a_file_as_deepspeed_reads_it(write: Write) -> None:
@@ -112,3 +117,50 @@ def test_without_ssh_the_other_way_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     told = r"there is no ssh here; install it, or call the command on each node"
     with pytest.raises(InputError, match=told), called([Host("a", 1), Host("b", 1)], ["run"]):
         pass
+
+
+CONNECT = "ssh: connect to host b port 22: No route to host"
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        (f"echo '{CONNECT}' >&2; exit 255", f"`ssh b` ended with 255: {CONNECT}"),
+        ("echo 'sh: 1: exec: python: not found' >&2; exit 127", "ended with 127: sh: 1: exec: python: not found"),
+        ("echo 'b: Permission denied (publickey,password).' >&2; exit 255", "ended with 255: b: Permission denied"),
+    ],
+)
+@pytest.mark.fault(
+    "F33", "a machine that ssh cannot reach, or that lacks the program", "named, with what is said there"
+)
+def test_node_0_tells_why_one_never_comes_and_those_that_it_has_called_look_for_it_no_more(
+    does: str, told: str, ssh: Path, tmp_path: Path, nodes: Nodes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other looks at a port where nobody listens; nothing but node 0, which goes, can tell it so."""
+    looks = f"from phased_cpt.nodes.attendant import *; import os; open('{tmp_path}/pid', 'w').write(str(os.getpid()))"
+    looks += f"; heard().__enter__(); reached('127.0.0.1', {nodes.port}, 'node 2', Stopping(), print)"
+    (tmp_path / "looks.py").write_text(looks)
+    say(
+        ssh,
+        f'[ "$5" = b ] && {{ {does}; }}\nPHASED_CPT_CALLED_BY_NODE_0=1 PYTHONUNBUFFERED=1 {sys.executable} {tmp_path}/looks.py',
+    )
+    with called([Host("a", 1), Host("b", 1), Host("c", 1)], ["run"]) as (b, c):
+        b.process.wait(10)
+        assert told in str(b.ended())
+        pid = pid_of(tmp_path / "pid")
+        assert c.ended() is None
+    assert is_gone_soon(pid)
+    said = capfd.readouterr().err
+    assert "c: node 2: looking for node 0" in said
+    assert "node 0 has called this machine, and is gone" in said
+
+
+def test_a_call_that_hangs_is_ended(ssh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "LEAVING_SECONDS", 0.5)
+    say(ssh, f"trap '' TERM; echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 60")
+    with called([Host("a", 1), Host("b", 1), Host("c", 1)], ["run"]) as (other, _):
+        assert is_alive(pid_of(tmp_path / "pid"))
+        assert other.ended() is None
+        began = time.monotonic()
+    assert time.monotonic() - began < 8
+    assert is_gone_soon(pid_of(tmp_path / "pid"))

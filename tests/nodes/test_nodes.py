@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phased_cpt.errors import InputError, Interrupted, PhasedCptError
-from phased_cpt.nodes.identity import code
+from phased_cpt.nodes import identity_of
 from phased_cpt.stopping import Stopping
 from tests.launchers.programs import asks, is_alive, is_gone_soon, pid_of
 from tests.nodes.conftest import Nodes, environments
@@ -187,7 +187,7 @@ def test_after_a_rehearsal_that_failed_nobody_comes_again(nodes: Nodes) -> None:
 
 @pytest.mark.fault("F32", "a node with other code", "named, exit 2")
 def test_a_node_with_other_code_is_named(nodes: Nodes) -> None:
-    other = nodes.other(code=code() | {"deepspeed": "0.17.0", "phased_cpt": "an older checkout"})
+    other = nodes.other(code=identity_of(None).code | {"deepspeed": "0.17.0", "phased_cpt": "an older checkout"})
     with (
         pytest.raises(
             InputError,

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from phased_cpt.config import load
 from phased_cpt.data.watch import Unwatched
+from phased_cpt.doors import LaunchedJobs
 from phased_cpt.launchers import machine
 from phased_cpt.plan import make_plan
 from phased_cpt.preflight import CHECKS, Scene
@@ -51,7 +52,8 @@ def written(**sections: Any) -> Path:
 
 
 def seen_scene(**sections: Any) -> Scene:
-    return Scene(make_plan(load(written(**sections))), Unwatched())
+    plan = make_plan(load(written(**sections)))
+    return Scene(plan, Unwatched(), lambda: LaunchedJobs.of(plan))
 
 
 def model_folder(shape: Sections) -> str:
