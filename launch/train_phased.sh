@@ -74,16 +74,12 @@ read_words() {
       -h | --help) show_help && exit 0 ;;
       -y | --yes) at_once=yes ;;
       --check-only) only_look=yes ;;
-      --num-gpus=* | --num_gpus=*) of_both --set "launch.num_gpus=${1#*=}" ;;
-      --num-gpus | --num_gpus) require_value "$@" && of_both --set "launch.num_gpus=$2" && shift ;;
       --node-rank=*) words+=("$1") && read_node_rank "${1#*=}" ;;
       --node-rank) require_value "$@" && words+=("$1" "$2") && read_node_rank "$2" && shift ;;
-      --nnodes=* | --master-addr=* | --master-port=*) words+=("$1") && of_launch "${1%%=*}" "${1#*=}" ;;
-      --nnodes | --master-addr | --master-port)
-        require_value "$@" && words+=("$1" "$2") && of_launch "$1" "$2" && shift
-        ;;
-      -c | --config | --set | --run-dir) require_value "$@" && of_both "$1" "$2" && shift ;;
-      -c?* | --config=* | --set=* | --run-dir=*) of_both "$1" ;;
+      -c | --config | --set | --run-dir | --redo-from | --launcher | --hostfile | --num-gpus | --nnodes | --master-addr | \
+        --master-port) require_value "$@" && of_both "$1" "$2" && shift ;;
+      -c?* | --config=* | --set=* | --run-dir=* | --redo-from=* | --launcher=* | --hostfile=* | --num-gpus=* | --nnodes=* | \
+        --master-addr=* | --master-port=*) of_both "$1" ;;
       --dry-run | --smoke | --merge-only) words+=("$1") && stays=no ;; # nothing is trained that stays
       [!-]*)
         # The value of an option that stands before it, or a file, of which phased-cpt tells how it is named.
@@ -104,11 +100,6 @@ of_both() {
 }
 
 # Preflight has no options for several nodes: --master-addr is launch.master_addr there.
-of_launch() { # option, value
-  local key=${1#--}
-  asked+=(--set "launch.${key//-/_}=$2")
-}
-
 require_value() {
   (($# > 1)) || fail 2 "$1 needs a value behind it (-h explains it)"
 }

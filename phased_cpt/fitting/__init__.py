@@ -3,6 +3,7 @@
 hardware ─ of this machine, or of one that is spoken of
 files ──── the DeepSpeed file that `auto` stands for
 phases ─── memory: fits, tight, does not fit, not known, and what would
+merge ──── the same of the merge at the end
 needs ──── disk and time
 spoken ─── what `plan --fit` tells
 """
@@ -12,6 +13,8 @@ from phased_cpt.fitting.files import config_of as config_of
 from phased_cpt.fitting.files import filled_file as filled_file
 from phased_cpt.fitting.hardware import Hardware as Hardware
 from phased_cpt.fitting.hardware import hardware_here as hardware_here
+from phased_cpt.fitting.merge import MergeFit as MergeFit
+from phased_cpt.fitting.merge import fit_merge as fit_merge
 from phased_cpt.fitting.needs import DiskNeed as DiskNeed
 from phased_cpt.fitting.needs import PhaseTime as PhaseTime
 from phased_cpt.fitting.needs import disk_needs as disk_needs

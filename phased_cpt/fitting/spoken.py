@@ -9,6 +9,7 @@ from phased_cpt.errors import InputError
 from phased_cpt.estimate.memory import Estimate
 from phased_cpt.fitting.files import base_to_estimate
 from phased_cpt.fitting.hardware import Hardware, host_memory
+from phased_cpt.fitting.merge import MergeFit, fit_merge
 from phased_cpt.fitting.phases import PhaseFit, fit
 from phased_cpt.launchers import gpus_here
 from phased_cpt.plan import Plan, make_plan
@@ -20,7 +21,9 @@ def fit_facts(plan: Plan, gpus: int | None, gpu_memory: str | None, host_memory:
     """The hardware, and what each phase needs of it; options that are not given mean this machine."""
     hardware = hardware_spoken_of(plan, gpus, gpu_memory, host_memory)
     counted = make_plan(Loaded(plan.config, plan.places), hardware.ranks)
-    phases = [_of_phase(found) for found in fit(counted, base_to_estimate(counted), hardware)]
+    base = base_to_estimate(counted)
+    phases = [_of_phase(found) for found in fit(counted, base, hardware)]
+    merge = fit_merge(counted, base, hardware)
     return {
         "hardware": {
             "ranks": hardware.ranks,
@@ -31,6 +34,7 @@ def fit_facts(plan: Plan, gpus: int | None, gpu_memory: str | None, host_memory:
             "host_room_bytes": hardware.host_room if hardware.host_bytes else None,
         },
         "phases": phases,
+        "merge": _of_merge(merge) if merge else None,
     }
 
 
@@ -68,6 +72,10 @@ def _of_phase(found: PhaseFit) -> Facts:
         "host": _of(found.host),
         "changes": [asdict(each) for each in found.changes],
     }
+
+
+def _of_merge(found: MergeFit) -> Facts:
+    return {"verdict": found.verdict, "why": found.why, "room_bytes": found.room, "host": _of(found.host)}
 
 
 def _of(estimate: Estimate) -> Facts:

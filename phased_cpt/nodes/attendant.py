@@ -126,8 +126,7 @@ class Attendant:
             self._tell(f"{self._me}: node 0 is {message['welcome']}; waiting for its orders")
         if "leave" in message:
             self._code, self.rehearsed = int(message["leave"]), message["rehearsed"]
-            if message["message"]:
-                self._tell(f"node 0 has ended the run: {message['message']}")
+            self._tell(f"node 0 has ended the run: {message['message'] or 'it has done what was asked for'}")
         if "start" in message:
             with self._stop.held():  # until node 0 has heard how it ended
                 self._start(message["start"], message["job"])

@@ -148,7 +148,7 @@ class Head:
         who, before = str(other), self.others.get(other.number)
         is_there = before and not (before.wire.is_closed or before.wire.lost(self._lost_seconds))
         if is_there and self._all_came:
-            return f"a run is under way here with {before}; another one needs another --master-port"
+            return f"{self._mine.host} is node 0 of a run under way, with {before}; another needs another --master-port"
         if of != self.of:
             return f"{who} was called with --nnodes {of}, and node 0 with {self.of}; make them equal"
         if not 0 < other.number < self.of:

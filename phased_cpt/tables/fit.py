@@ -25,11 +25,18 @@ def memory_table(facts: Facts) -> RenderableType:
     for each in facts["phases"]:
         of_gpu = _estimate(each["device"]) if on_gpu and each["device"]["peak"] else ("?", "")
         of_host = _estimate(each["host"] if on_gpu or each["host"]["peak"] else each["device"])
-        verdict = Text(each["verdict"], style=STYLES[each["verdict"]])
-        told = Text.assemble(verdict, (f"\n{each['why']}", "dim")) if each["why"] else verdict
         who = Text.assemble((each["phase"], "bold cyan"), (f"\n{each['file']}", "dim"))
-        table.add_row(who, *(of_gpu if on_gpu else ()), *of_host, told)
+        table.add_row(who, *(of_gpu if on_gpu else ()), *of_host, _verdict(each))
+    if merge := facts["merge"]:
+        who = Text.assemble(("merge", "bold"), ("\nafter the last phase", "dim"))
+        of_host = _estimate(merge["host"]) if merge["host"]["peak"] else ("?", "")
+        table.add_row(who, *(("", "") if on_gpu else ()), *of_host, _verdict(merge))
     return Group(_hardware(hardware), table, *_changes(facts), Text(f"\n{_margin(hardware)}", style="dim"))
+
+
+def _verdict(found: Facts) -> Text:
+    verdict = Text(found["verdict"], style=STYLES[found["verdict"]])
+    return Text.assemble(verdict, (f"\n{found['why']}", "dim")) if found["why"] else verdict
 
 
 def _hardware(hardware: Facts) -> RenderableType:
@@ -54,6 +61,12 @@ WHEN = {
     "end": "at the first layer",
     "step": "in the optimizer's step",
     "save": "saving or evaluating",
+    "write": "writing",
+    "walk": "checking a layer",
+    "walked head": "checking the head",
+    "compare": "comparing logits",
+    "4 bits": "looking at 4 bits",
+    **dict.fromkeys(("choice: weights", "choice: layer", "choice: loss"), "measuring both bases"),
 }
 
 

@@ -45,18 +45,18 @@ LINES = {  # what is typed: what preflight is asked, and what is run
     "-c run.yaml": ("-c run.yaml", "-c run.yaml"),
     "run -c run.yaml": ("-c run.yaml", "-c run.yaml"),
     "-crun.yaml --config=b.yaml": ("-crun.yaml --config=b.yaml", "-crun.yaml --config=b.yaml"),
-    "--num-gpus 4 -c a.yaml": ("--set launch.num_gpus=4 -c a.yaml", "--set launch.num_gpus=4 -c a.yaml"),
-    "--num-gpus=4 -c a.yaml": ("--set launch.num_gpus=4 -c a.yaml", "--set launch.num_gpus=4 -c a.yaml"),
+    "--num-gpus 4 -c a.yaml": ("--num-gpus 4 -c a.yaml",) * 2,
+    "--num-gpus=4 -c a.yaml": ("--num-gpus=4 -c a.yaml",) * 2,
     "-c a --set run.seed=3 --new": ("-c a --set run.seed=3", "-c a --set run.seed=3 --new"),
     "-c a --steps-today 5 --set=run.seed=3": ("-c a --set=run.seed=3", "-c a --steps-today 5 --set=run.seed=3"),
-    "--redo-from p2 --until p3 --resume none": ("", "--redo-from p2 --until p3 --resume none"),
+    "--redo-from p2 --until p3 --resume none": ("--redo-from p2", "--redo-from p2 --until p3 --resume none"),
     "-c a --run-dir d": ("-c a --run-dir d", "-c a --run-dir d"),
-    "-c a --launcher torchrun --minutes 5": ("-c a", "-c a --launcher torchrun --minutes 5"),
+    "-c a --launcher torchrun --minutes 5": ("-c a --launcher torchrun", "-c a --launcher torchrun --minutes 5"),
     "-c a --nnodes 2 --node-rank 0 --master-addr=h --master-port 5": (
-        "-c a --set launch.nnodes=2 --set launch.master_addr=h --set launch.master_port=5",
+        "-c a --nnodes 2 --master-addr=h --master-port 5",
         "-c a --nnodes 2 --node-rank 0 --master-addr=h --master-port 5",
     ),
-    "-c a --set launch.hostfile=hosts": ("-c a --set launch.hostfile=hosts",) * 2,
+    "-c a --hostfile hosts": ("-c a --hostfile hosts",) * 2,
 }  # fmt: skip
 
 

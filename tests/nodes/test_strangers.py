@@ -124,5 +124,5 @@ def test_another_run_of_the_same_nodes_is_told_to_take_another_port(nodes: Nodes
     with nodes.head() as head:
         nodes.jobs(head)
         said = answer(nodes.port, hello()).decode()
-        assert "a run is under way here with node 1 (node1); another one needs another --master-port" in said
+        assert "node0 is node 0 of a run under way, with node 1 (node1); another needs another --master-port" in said
         head.require_all()  # the control: it goes on
