@@ -1,18 +1,21 @@
-"""The memory estimate beside what a phase takes: real phases on the CPU, each of a gigabyte or more.
+"""The memory estimate beside what a phase takes, and a merge: real ones on the CPU, each phase of a gigabyte or more.
 
     make bench-memory                                   all of them: a quarter of an hour on two cores
-    .venv/bin/python benchmarks/memory.py "plain loss"  one
+    .venv/bin/python benchmarks/memory.py "tied head"   one of them, a phase or a merge
 
-The ranks are those of a run (benchmarks/memory_ranks.py), on bases of random weights. Counted is the most that a rank
-has for itself (RssAnon and RssShmem), less the same of a tiny model trained alike: the interpreter, torch and what
-stands on it. glibc is told to give back what is freed (MALLOC_…), or else its habits would be measured, too.
+The ranks are those of a run (benchmarks/memory_ranks.py), on bases of random weights; a merge is its child process, looked
+at from outside. Counted is the most that either has for itself (RssAnon and RssShmem), less the same of a tiny model
+treated alike: the interpreter, torch and what stands on it. glibc is told to give back what is freed (MALLOC_…), or else
+its habits would be measured, too.
 """
 
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,14 +24,20 @@ from typing import Any
 from phased_cpt.bases import Base
 from phased_cpt.conductor import conduct
 from phased_cpt.config import from_record
+from phased_cpt.data.prepare import prepare
 from phased_cpt.data.watch import Unwatched
 from phased_cpt.doors import WORKER, LaunchedJobs
+from phased_cpt.estimate.architecture import architecture_of
 from phased_cpt.estimate.memory import Estimate
+from phased_cpt.estimate.merging import MergeRecipe, merge_estimate
+from phased_cpt.estimate.recipe import HALF
 from phased_cpt.fitting import Hardware, fit
 from phased_cpt.job import Job
 from phased_cpt.launchers import Place, Program, launched
 from phased_cpt.launchers.commands import local
+from phased_cpt.merging import FourBitBase, Layer, MergeJob, merge
 from phased_cpt.plan import Plan, Wanted, make_plan
+from phased_cpt.published import weights_digest
 from phased_cpt.run_dir import RunDir
 from phased_cpt.stopping import Stopping
 
@@ -182,14 +191,152 @@ def _of_nothing(case: str, folder: Path) -> list[int]:
     return peaks(Case(**json.loads(case)), folder)
 
 
+# Merges ---------------------------------------------------------------------------------------------------------------
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+EXPERTS: Shape = {
+    "model_type": "mixtral", "vocab_size": 4096, "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 1,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+MAKE_INPUTS = """
+import json, sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+torch.manual_seed(1)
+base, adapter, shape, r, targets = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+with torch.device("meta"):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.bfloat16)
+model = model.to_empty(device="cpu")
+model.tie_weights()
+for weight in model.parameters():
+    weight.data.normal_(0, 0.02)
+model.save_pretrained(base)
+adapted = get_peft_model(model, LoraConfig(r=r, target_modules=targets, task_type="CAUSAL_LM"))
+for weight in adapted.parameters():
+    if weight.requires_grad:
+        weight.data = torch.empty_like(weight, dtype=torch.float32).normal_(0, 0.002)
+adapted.save_pretrained(adapter)
+"""
+LOOKED_AT_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class MergeCase:
+    """A merge of an adapter into a base in bf16."""
+
+    shape: Shape
+    r: int = 16
+    targets: tuple[str, ...] = LINEARS
+    four_bits: bool = False
+    base_kind: str = "auto"
+    held_out_tokens: int = 0  # to measure both bases on
+
+    @property
+    def nothing(self) -> "MergeCase":
+        return replace(self, shape=TINY, r=4, targets=LINEARS, held_out_tokens=0)
+
+
+MERGES = {
+    "tall vocabulary": MergeCase(TINY | {"vocab_size": 400_000, "hidden_size": 128}),
+    "wide layers": MergeCase(
+        WIDE | {"hidden_size": 4096, "intermediate_size": 16384, "num_attention_heads": 32, "num_hidden_layers": 1},
+        r=64,
+    ),
+    "tied head": MergeCase(
+        WIDE | {"vocab_size": 151_936, "hidden_size": 2048, "tie_word_embeddings": True, "num_hidden_layers": 2}
+    ),
+    "experts": MergeCase(EXPERTS, targets=ATTENTION),
+    "what 4 bits left": MergeCase(
+        WIDE | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 1},
+        four_bits=True, base_kind="dequantized",
+    ),
+    "both bases measured": MergeCase(WIDE | WORDS | {"num_hidden_layers": 1}, four_bits=True, held_out_tokens=1024),
+}  # fmt: skip
+
+
+def merge_predicted(case: MergeCase) -> Estimate:
+    kind = case.base_kind if case.held_out_tokens or not case.four_bits else "dequantized"
+    recipe = MergeRecipe(case.r, case.targets, HALF, HALF, four_bits=case.four_bits, base_kind=kind, on_gpu=False)
+    return merge_estimate(architecture_of(case.shape), recipe)
+
+
+def merge_measured(case: MergeCase, folder: Path) -> int:
+    """The most of the merge's process, without what one of a tiny model takes as well."""
+    return merge_peak(case, folder) - _of_no_merge(json.dumps(asdict(case.nothing)), folder)
+
+
+@functools.cache
+def _of_no_merge(case: str, folder: Path) -> int:
+    """Once for all merges of a kind."""
+    return merge_peak(MergeCase(**json.loads(case)), folder)
+
+
+def merge_peak(case: MergeCase, folder: Path) -> int:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        place = Path(scratch)
+        base, adapter = place / "base", place / "adapter"
+        words = [str(base), str(adapter), *map(json.dumps, (case.shape, case.r, case.targets))]
+        subprocess.run([sys.executable, "-c", MAKE_INPUTS, *words], check=True, capture_output=True)
+        os.environ.update(MALLOC)  # which the child has from here
+        job = MergeJob(
+            base=str(base), base_digest=weights_digest(base),
+            adapters=(Layer(str(adapter), weights_digest(adapter)),), output=str(place / "merged"),
+            dtype="auto", max_shard_size=2 * 10**9, four_bits=FourBitBase("bf16", "auto") if case.four_bits else None,
+            base_kind=case.base_kind, held_out=_held_out(case, place) if case.held_out_tokens else None,
+        )  # fmt: skip
+        beside = Beside()
+        beside.start()
+        merge(job)
+        beside.ended.set()
+        beside.join()
+        return beside.peak
+
+
+def _held_out(case: MergeCase, folder: Path) -> str:
+    """The block index of documents that no phase was trained on."""
+    data = {"max_tokens": 128, "eval_share": 0.5, "eval_max_tokens": case.held_out_tokens}
+    found = prepare(planned(Case(TINY, sections={"data": data}), folder)).phases[0].eval
+    assert found is not None
+    return str(found.index.folder)
+
+
+class Beside(threading.Thread):
+    """Looks at the memory of the only child that there is."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(LOOKED_AT_SECONDS):
+            for children in Path("/proc/self/task").glob("*/children"):
+                for child in children.read_text().split():
+                    self.peak = max(self.peak, _own(Path(f"/proc/{child}/status")))
+
+
+def _own(status: Path) -> int:
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
-    print(
-        "| phase | predicted, MB | at | measured, MB, by rank | predicted / measured | s |\n|---|---|---|---|---|---|"
-    )
+    print("| phase or merge | predicted, MB | at | measured, MB, by rank | predicted / measured | s |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        for name in sys.argv[1:] or CASES:
-            began, estimate = time.monotonic(), predicted(CASES[name], Path(scratch))
-            found = measured(CASES[name], Path(scratch))
+        for name in sys.argv[1:] or (*CASES, *MERGES):
+            began, folder = time.monotonic(), Path(scratch)
+            if name in MERGES:
+                estimate, found = merge_predicted(MERGES[name]), [merge_measured(MERGES[name], folder)]
+            else:
+                estimate, found = predicted(CASES[name], folder), measured(CASES[name], folder)
             shares = ", ".join(f"{estimate.peak / each:.3f}" for each in found)
             told = ", ".join(f"{each / 1e6:,.0f}" for each in found)
             cells = [name, f"{estimate.peak / 1e6:,.0f}", estimate.moment, told, shares]

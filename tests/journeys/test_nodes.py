@@ -7,6 +7,7 @@ root ─ ip netns ─┬─ pcpt-a   10.77.0.1   host nodea
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,16 @@ def test_cut_apart_and_gone_on_with_by_file_and_by_torchrun_it_has_the_weights_o
     assert run["weights"] == alone["weights"]
     assert run["steps"] == alone["steps"]
     assert len(run["weights"]) == 2
+
+
+@pytest.mark.requirement("P-03")
+def test_preflight_hears_the_ranks_of_both(hosts: Hosts, curriculum: dict[str, Any]) -> None:
+    Path("run.json").write_text(json.dumps(curriculum))
+    look = [sys.executable, "-m", "phased_cpt", "preflight", "-c", "run.json"]
+    assert codes(*[hosts.begin(host, [*look, *nodes(host)]) for host in "ab"]) == [0, 0], log("a")
+    assert re.search(r"collective +2 ranks on nodea, nodeb over gloo: [\d.]+ GB/s", log("a")), log("a")
+    assert "node 0 is nodea" in log("b")
+    assert not Path("run").exists() and not list(Path().glob(".phased-cpt-ring*")), "nothing is left"
 
 
 @pytest.mark.requirement("P-08")
