@@ -3,10 +3,10 @@
     make bench-memory                                   all of them: a quarter of an hour on two cores
     .venv/bin/python benchmarks/memory.py "tied head"   one of them, a phase or a merge
 
-The ranks are those of a run (benchmarks/memory_ranks.py), on bases of random weights; a merge is its child process, looked
-at from outside. Counted is the most that either has for itself (RssAnon and RssShmem), less the same of a tiny model
-treated alike: the interpreter, torch and what stands on it. glibc is told to give back what is freed (MALLOC_…), or else
-its habits would be measured, too.
+The ranks are those of a run (benchmarks/memory_ranks.py), on bases of random weights; a merge is its child process,
+looked at from outside. Counted is the most that either has for itself (RssAnon and RssShmem), less the same of a tiny
+model treated alike: the interpreter, torch and what stands on it. glibc is told to give back what is freed (MALLOC_…),
+or else its habits would be measured, too.
 """
 
 import functools
@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from phased_cpt.bases import Base
 from phased_cpt.conductor import conduct
@@ -279,7 +280,6 @@ def merge_peak(case: MergeCase, folder: Path) -> int:
         base, adapter = place / "base", place / "adapter"
         words = [str(base), str(adapter), *map(json.dumps, (case.shape, case.r, case.targets))]
         subprocess.run([sys.executable, "-c", MAKE_INPUTS, *words], check=True, capture_output=True)
-        os.environ.update(MALLOC)  # which the child has from here
         job = MergeJob(
             base=str(base), base_digest=weights_digest(base),
             adapters=(Layer(str(adapter), weights_digest(adapter)),), output=str(place / "merged"),
@@ -288,7 +288,8 @@ def merge_peak(case: MergeCase, folder: Path) -> int:
         )  # fmt: skip
         beside = Beside()
         beside.start()
-        merge(job)
+        with patch.dict(os.environ, MALLOC):  # which the child has from here
+            merge(job)
         beside.ended.set()
         beside.join()
         return beside.peak

@@ -8,6 +8,7 @@ import faulthandler
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from phased_cpt.config.secrets import scrubbed
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.job import Job
 from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.launchers.hang import Watchdog
@@ -49,6 +50,7 @@ def train_phase(job: Job, rank: Rank) -> None:
         listener = around.enter_context(listening(job, phase, rank))
         around.callback(pulse.beat, CLOSING)
         stop.require_on()
+        _require_seen(job)
         _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
         run = PhaseRun(job, phase, rank, listener, stop, pulse, to_the_end)
         with memory_is_told(job, phase, run.device, lambda: pulse.where):
@@ -76,6 +78,18 @@ def beating(job: Job, rank: Rank) -> Iterator[Beating]:
     with contextlib.suppress(OSError):
         if not (path := Path(stacks.name)).stat().st_size:
             path.unlink()
+
+
+def _require_seen(job: Job) -> None:
+    """What the conductor has found is here, too: on several machines each has a disk of its own."""
+    base = [job.start.base] if job.start.shape is None else []
+    adapter = [job.start.adapter] if job.start.adapter else []
+    for place in (job.train, *job.evaluated.values(), *base, *adapter):
+        if not Path(place).exists():
+            where = f"{place} is not seen on {socket.gethostname()}"
+            raise InputError(
+                f"{where}; run.cache_dir and the model must lie where all nodes see them, under the same path"
+            )
 
 
 def _make_base(job: Job, phase: PhasePlan, rank: Rank) -> None:

@@ -12,7 +12,7 @@ import pytest
 from phased_cpt.bases import Base
 from phased_cpt.config import Loaded, load
 from phased_cpt.errors import InputError
-from phased_cpt.fitting import Hardware, PhaseFit, disk_needs, filled_file, fit, phase_times, remember_speed
+from phased_cpt.fitting import Hardware, PhaseFit, disk_needs, filled_file, fit, fit_merge, phase_times, remember_speed
 from phased_cpt.fitting.files import base_to_estimate, chosen_file
 from phased_cpt.fitting.hardware import host_memory
 from phased_cpt.plan import Plan, make_plan
@@ -106,6 +106,43 @@ def test_of_a_model_that_is_not_known_the_files_may_be_too_large_already(planned
         file.truncate(90 * GB)  # without a byte on the disk
     assert of_foundation(plan, gpus(1, 80 * GB)).verdict == "does not fit"
     assert of_foundation(plan, gpus(1, 141 * GB)).verdict == "not known"
+
+
+# The merge ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("memory", "verdict"), [(64 * GB, "fits"), (int(1.44 * GB), "tight"), (GB, "does not fit"), (0, "not known")]
+)
+def test_the_merge_is_judged_by_the_memory_of_the_host(memory: int, verdict: str, planned: Planned) -> None:
+    """4096 × 14336 weights at 14 bytes: 0.8 GB, of what Python and the system leave. The ranks are gone by then."""
+    found = fit_merge(planned(ranks=8), Base("base", ""), Hardware(8, 1, None, memory))
+    assert found is not None
+    assert (found.host.peak, found.verdict, bool(found.why)) == (4096 * 14336 * 14, verdict, verdict != "fits")
+
+
+def test_a_merge_that_is_not_made_needs_nothing(planned: Planned) -> None:
+    assert fit_merge(planned("merge.enabled=false"), Base("base", ""), gpus(1, 80 * GB)) is None
+
+
+def test_the_merge_of_a_model_that_is_not_known_gets_no_figure(planned: Planned) -> None:
+    found = fit_merge(planned(shape={"model_type": "mamba2"}), Base("base", ""), gpus(1, 80 * GB))
+    assert found is not None
+    assert (found.verdict, found.host.peak, "mamba2" in found.why) == ("not known", 0, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "a_weight"),
+    [
+        ((), 14),
+        (("merge.dtype=fp32",), 6 + 16),  # fp32 and what was read; four times 4 on its way
+        (("model.use_4bit=true",), 24),
+        (("model.use_4bit=true", "merge.base=bf16"), 24),  # what 4 bits have taken is told all the same
+    ],
+)
+def test_the_merge_follows_the_configuration(overrides: tuple[str, ...], a_weight: int, planned: Planned) -> None:
+    found = fit_merge(planned(*overrides), Base("base", ""), gpus(1, 80 * GB))
+    assert found is not None and found.host.peak == 4096 * 14336 * a_weight
 
 
 # Changes --------------------------------------------------------------------------------------------------------------
@@ -289,8 +326,13 @@ def test_plan_tells_what_a_run_needs_of_any_hardware(planned: Planned, call: Cal
         "does not fit",
         "--set model.use_4bit=true",
         "73.7 GB of it may be used",
+        "after the last phase",
     ):
         assert said in answer.out
+    without = call(
+        "plan", "-c", "run.yaml", "--fit", "--gpus", "1", "--gpu-memory", "80GB", "--set", "merge.enabled=false"
+    )
+    assert (without.code, "after the last phase" in without.out) == (0, False)
 
 
 def test_the_same_facts_for_a_program(planned: Planned, call: Call) -> None:
@@ -305,6 +347,8 @@ def test_the_same_facts_for_a_program(planned: Planned, call: Call) -> None:
         ("evolution", "fits"),
     ]
     assert sum(fit["phases"][0]["device"]["parts"].values()) == fit["phases"][0]["device"]["peak"]
+    assert (fit["merge"]["verdict"], fit["merge"]["room_bytes"]) == ("not known", None)  # of a host nothing was said
+    assert fit["merge"]["host"]["peak"] == sum(fit["merge"]["host"]["parts"].values()) == 4096 * 14336 * 14
     assert "fit" not in json.loads(call("plan", "-c", "run.yaml", "--json").out)
 
 

@@ -110,6 +110,10 @@ def _myself() -> dict[str, str | int]:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
-        return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+        who = f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+        if holder["host"] != socket.gethostname() or Path(f"/proc/{holder['pid']}").exists():
+            return who
+        # NFS keeps the lock of a machine that was restarted until its server notices.
+        return f"{who}, which is gone, and the file system holds its lock still: delete {path} if nobody else is there"
     except (OSError, ValueError, KeyError, TypeError):
         return "its holder has not signed yet"

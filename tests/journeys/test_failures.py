@@ -5,6 +5,7 @@ ranks are what `deepspeed --module phased_cpt` starts; here they write into a lo
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -83,6 +84,20 @@ def taken_port(arguments: list[str]) -> None:
         shell(arguments)
 
 
+def on_another_disk(arguments: list[str]) -> None:
+    """The data cache of rank 0 is not where rank 1 runs."""
+    import phased_cpt.worker as worker
+
+    class Seen(worker.Job):
+        @classmethod
+        def read(cls, path: Path) -> worker.Job:
+            job = worker.Job.read(path)
+            return dataclasses.replace(job, train="/elsewhere/blocks") if os.environ["RANK"] == "1" else job
+
+    worker.Job = Seen
+    worker.main(arguments)
+
+
 def published() -> list[str]:
     return sorted(str(path) for path in Path("run").glob("phase*/best_adapter"))
 
@@ -113,6 +128,14 @@ def test_a_run_folder_that_is_busy_is_told_once(tiny: Tiny, zygote: Zygote) -> N
     assert told.codes == [1, 1]
     assert f"another run is at work here (process {os.getpid()} on " in told.out[0]
     assert told.out[1] == ""
+
+
+@pytest.mark.fault("F31", "a node that does not see the data", "named, exit 2")
+def test_a_rank_that_does_not_see_the_data_says_what_must_be_shared(tiny: Tiny, ran: Ran, zygote: Zygote) -> None:
+    told = r"^/elsewhere/blocks is not seen on .*; run.cache_dir and the model must lie where all nodes see them"
+    with pytest.raises(PhasedCptError, match=told) as failure:
+        ran(short(tiny), door=ForkedJobs(zygote, 2, f"{HERE}:on_another_disk"))
+    assert failure.value.exit_code == 2
 
 
 @pytest.mark.fault("F33", "the port of the second door is taken", "named, exit 2")

@@ -1,5 +1,6 @@
 """One run at a time in a folder, and the kernel lets go when its holder dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,23 @@ def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
         assert holder_of(RunDir(tmp_path)) is None
         with run_lock(RunDir(tmp_path)) as signature:
             assert signature
+
+
+@pytest.mark.fault("F33", "a lock that outlives its holder, as on NFS", "named, with what to delete")
+def test_a_lock_whose_holder_is_gone_is_told_as_that(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-Sc", ""])
+    gone.wait()
+    with another_process_holds("run_lock", tmp_path):
+        lock = RunDir(tmp_path).lock
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"pid": gone.pid}))
+        with (
+            pytest.raises(RunIsBusy, match=rf"which is gone, .* delete {lock} if nobody else"),
+            run_lock(RunDir(tmp_path)),
+        ):
+            pass
+        lock.unlink()
+        with run_lock(RunDir(tmp_path)):
+            pass  # the control: that is all it takes
 
 
 def test_ranks_that_outlive_their_conductor_keep_a_new_run_out(tmp_path: Path) -> None:
