@@ -1,11 +1,11 @@
 """What the merge after the last phase holds of the host: a layer at a time, its way to the file, and the two walks.
 
-    write        base ─ fp32 + adapter ─ rounded ─ two that wait ─ one that is written ─ read back
-    walk         a decoder layer in memory, over 32 tokens; base and adapter first, then what was written
-    walked head  some of its rows after the others, and the logits of both walks
-    compare      the logits, their difference, and what is computed of them
-    4 bits       after QLoRA: a layer before, through 4 bits, and merged
-    choice       merge.base: auto; both merged models walked over held-out text, each layer merged as it is asked for
+write        base ─ fp32 + adapter ─ rounded ─ two that wait ─ one that is written ─ read back
+walk         a decoder layer in memory, over 32 tokens; base and adapter first, then what was written
+walked head  some of its rows after the others, and the logits of both walks
+compare      the logits, their difference, and what is computed of them
+4 bits       after QLoRA: a layer before, through 4 bits, and merged
+choice       merge.base: auto; both merged models walked over held-out text, each layer merged as it is asked for
 """
 
 from collections.abc import Collection, Mapping

@@ -226,7 +226,7 @@ class Live:
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         if name in self.adapted.reads:
-            return self.read(name)[begin:end]
+            return self.read(name)[begin:end].clone()
         return self.base.rows(base_name(name.removeprefix(TOP)), begin, end)
 
 

@@ -1,6 +1,7 @@
 """The numbers of the base, parameter by parameter: as its files have them, or as 4 bits leave them."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from torch import Tensor
 
@@ -8,17 +9,24 @@ from phased_cpt.merge.places import Places
 from phased_cpt.merge.stored import Folder
 
 Read = Callable[[str], Tensor]
-Through = Callable[[str, Tensor], Tensor]  # what becomes of a parameter, by its name
+
+
+class Rounding(Protocol):
+    """What becomes of some parameters before they are used."""
+
+    names: frozenset[str]
+
+    def through(self, param: str, weight: Tensor) -> Tensor: ...
 
 
 class Base:
     """A base to read from."""
 
     def __init__(
-        self, folder: Folder, places: Places, replaced: Mapping[str, Read], through: Through | None = None
+        self, folder: Folder, places: Places, replaced: Mapping[str, Read], rounding: Rounding | None = None
     ) -> None:
         self.folder, self.places, self.replaced = folder, places, replaced
-        self.through = through
+        self.rounding = rounding
         self._made: tuple[str, dict[str, Tensor]] = ("", {})  # a group makes several parameters, asked for in a row
 
     def read(self, param: str) -> Tensor:
@@ -35,15 +43,18 @@ class Base:
                 self._made = ("", {})
                 self._made = (group.first, self.places.together(group, self.folder.read))
             found = self._made[1][first]
-        return self.through(first, found) if self.through else found
+        return self.rounding.through(first, found) if self.rounding else found
 
     def rows(self, param: str, begin: int, end: int) -> Tensor:
         """Some rows of it; of a tensor that is a parameter as it lies in the file, nothing else is read."""
         first = self.places.tied.get(param, param)
         group = self.places.of[first]
         name = group.names[0]
-        if {param, first} & self.replaced.keys() or group.converter or self.through or self.folder.is_mapped(name):
-            return self.read(param)[begin:end]
+        made = {param, first} & self.replaced.keys() or group.converter or self.folder.is_mapped(name)
+        if made or (self.rounding and first in self.rounding.names):
+            return self.read(param)[
+                begin:end
+            ].clone()  # a view would keep all of it: 1 GB a token of a large vocabulary
         return self.folder.read_rows(name, begin, end)
 
     def forget(self) -> None:

@@ -78,7 +78,7 @@ class Output:
     def rows(self, param: str, begin: int, end: int) -> Tensor:
         """Some rows of it."""
         if param in self.site_of:
-            return self.read(param)[begin:end]
+            return self.read(param)[begin:end].clone()
         return self.base.rows(param, begin, end).to(self.dtype_of(param))
 
     def exact(self, param: str) -> Tensor:

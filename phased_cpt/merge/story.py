@@ -53,7 +53,7 @@ class Materials:
     device: torch.device
 
     def base(self, four_bits: FourBits | None = None) -> Base:
-        return Base(self.folder, self.places, self.adapted.replaced, four_bits.through if four_bits else None)
+        return Base(self.folder, self.places, self.adapted.replaced, four_bits)
 
     def output(self, four_bits: FourBits | None = None) -> Output:
         return Output(self.base(four_bits), self.adapted, self.dtype, four_bits.names if four_bits else ())

@@ -10,6 +10,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phased_cpt.children import command
-from phased_cpt.errors import InputError
+from phased_cpt.errors import InputError, Interrupted
+from phased_cpt.stopping import Asked
 
 LINE = re.compile(r"^(?P<name>[^\s=-][^\s=]*)\s+slots=(?P<slots>[1-9]\d*)$")
 # What libraries are told by the environment goes with the call, as DeepSpeed does it; never a key, which ps would show.
 PASSED_ON = re.compile(r"^(NCCL_|GLOO_|HF_HOME$|HF_HUB_|TORCH_|OMP_NUM_THREADS$|PYTHONPATH$|PATH$|LD_LIBRARY_PATH$)")
 BATCH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]  # never a question: nobody would see it
 LEAVING_SECONDS = 10.0
-ENDING_SECONDS = 2.0
+STOPPED_SECONDS = 1.5  # the same after a Ctrl-C, which waits for nobody long (stopping.py)
+ENDING_SECONDS = 0.4
 CALLED = "PHASED_CPT_CALLED_BY_NODE_0"  # whose end of our standard input is closed when it goes
 
 
@@ -104,27 +107,18 @@ class Called:
         """What is to be told of one that ended before it has come."""
         if (code := self.process.poll()) is None:
             return None
-        self._listening.join(ENDING_SECONDS)
+        self.said_all()
         return f"`ssh {self.host.name}` ended with {code}" + (f": {self._last}" if self._last else "")
-
-    def leave(self, deadline: float) -> None:
-        """By itself, as node 0 does; or else it is ended."""
-        for seconds, end in (
-            (deadline - time.monotonic(), self.process.terminate),
-            (ENDING_SECONDS, self.process.kill),
-        ):
-            try:
-                self.process.wait(max(0.0, seconds))
-                break
-            except subprocess.TimeoutExpired:
-                end()
-        self._listening.join(ENDING_SECONDS)
 
     def hang_up(self) -> None:
         """One that looks for node 0 still looks for it no more."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
+
+    def said_all(self) -> None:
+        """Wait for its last words."""
+        self._listening.join(ENDING_SECONDS)
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -147,17 +141,36 @@ def called(hosts: Sequence[Host], words: Sequence[str]) -> Iterator[list[Called]
         mend = "install it, or call the command on each node with --node-rank"
         raise InputError(f"launch.hostfile: there is no ssh here; {mend}")
     running: list[Called] = []
+    seconds = LEAVING_SECONDS
     try:
         for node, host in enumerate(hosts):
             if node:
                 running.append(Called(host, call_words(host, node, words)))
         yield running
+    except (Asked, Interrupted):
+        seconds = STOPPED_SECONDS
+        raise
     finally:
-        deadline = time.monotonic() + LEAVING_SECONDS
+        _left(running, seconds)
+
+
+def _left(running: Sequence[Called], seconds: float) -> None:
+    """By themselves, as node 0 does; or else they are ended."""
+    for each in running:
+        each.hang_up()
+    _wait(running, seconds)
+    for how in (signal.SIGTERM, signal.SIGKILL):
         for each in running:
-            each.hang_up()
-        for each in running:
-            each.leave(deadline)
+            each.process.send_signal(how)  # which is nothing where it has ended
+        _wait(running, ENDING_SECONDS)
+
+
+def _wait(running: Sequence[Called], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for each in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            each.process.wait(max(0.0, deadline - time.monotonic()))
+            each.said_all()
 
 
 def call_words(host: Host, node: int, words: Sequence[str]) -> list[str]:

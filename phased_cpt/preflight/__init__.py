@@ -41,6 +41,7 @@ CHECKS: dict[str, Check] = {
     "4 bits": plan.four_bits,
     "memory": machine.memory,
     "host memory": machine.host_memory,
+    "merge memory": machine.merge_memory,
     "data": data.data,
     "rows": data.rows,
     "disk": places.disk,

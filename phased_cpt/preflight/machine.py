@@ -127,6 +127,22 @@ def memory(scene: Scene) -> Iterator[Seen]:
             yield ok(f"{what} in {gigabytes(each.room)}" if each.room else what)
 
 
+def merge_memory(scene: Scene) -> Iterator[Seen]:
+    """What the merge after the last phase needs of the host."""
+    found = scene.merge_fit.made()
+    if found is None:
+        yield ok("merge.enabled is false")
+        return
+    what = f"{gigabytes(found.host.peak)} of the host, {found.verdict}"
+    fix = "--set merge.enabled=false, and `phased-cpt merge` on a machine with more memory"
+    if found.verdict == "fits":
+        yield ok(f"{what} in {gigabytes(found.room)}" if found.room else what)
+    elif found.verdict == "not known":
+        yield skip(f"{found.verdict}: {found.why}")
+    else:
+        yield (fail if found.verdict == "does not fit" else warn)(f"{what}: {found.why}", fix)
+
+
 def host_memory(scene: Scene) -> Iterator[Seen]:
     """What the ranks of this machine need of its memory, beside what other programs hold now."""
     fits, ranks = scene.fits.given(), scene.ranks_here.given()

@@ -102,6 +102,7 @@ class Scene:
             "the hardware", lambda: fitting.hardware_here(self.ranks.given(), len(self.counts.given()))
         )
         self.fits: Ground[list[fitting.PhaseFit]] = Ground("an estimate", self._fits)
+        self.merge_fit: Ground[fitting.MergeFit | None] = Ground("an estimate", self._merge_fit)
         self.disk: Ground[list[fitting.DiskNeed]] = Ground("an estimate", self._disk)
         self.times: Ground[list[fitting.PhaseTime]] = Ground("an estimate", self._times)
 
@@ -156,6 +157,10 @@ class Scene:
     def _fits(self) -> list[fitting.PhaseFit]:
         self.files.given()
         return fitting.fit(self.by_ranks.given(), self.base.given(), self.hardware.given())
+
+    def _merge_fit(self) -> fitting.MergeFit | None:
+        self.files.given()
+        return fitting.fit_merge(self.by_ranks.given(), self.base.given(), self.hardware.given())
 
     def _data(self) -> PreparedRun | None:
         return None if self.prepared.missing else self.prepared.given()

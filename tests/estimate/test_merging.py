@@ -55,8 +55,8 @@ HELD_TO: dict[str, tuple[tuple[float, float], Forget]] = {
     "wide layers": (AT_MOST, no_layer_in_fp32),
     "tied head": (EXACT, no_vocabulary),
     "experts": (EXACT, experts_as_they_are_stored),
-    "what 4 bits left": (AT_MOST, no_way_through_four_bits),
-    "both bases measured": (AT_MOST, no_vocabulary),
+    "what 4 bits left": (EXACT, no_way_through_four_bits),
+    "both bases measured": (EXACT, no_vocabulary),
 }
 FAST = ["tall vocabulary"]
 

@@ -94,6 +94,19 @@ def test_a_weight_there_and_back_is_what_training_had(folders: tuple[Path, Path]
     assert "lm_head.weight" not in four_bits.names
 
 
+def test_rows_that_are_looked_up_keep_nothing_else_in_memory(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a vocabulary of 131K rows a view would keep a gigabyte for each token of the text that is walked."""
+    materials = _materials(job(folders, tmp_path))
+    rounded = materials.base(FourBits(empty_model(folders[0]), "fp32", "auto"))
+    embedding = next(name for name in materials.places.of if "embed_tokens" in name or "wte" in name)
+    linear = next(name for name in sorted(rounded.rounding.names) if "0" in name)
+    for name in (embedding, linear):
+        few, whole = rounded.rows(name, 3, 5), rounded.read(name)
+        assert torch.equal(few, whole[3:5])
+        assert few.untyped_storage().nbytes() == few.numel() * few.element_size()
+        assert whole[3:5].untyped_storage().nbytes() > few.untyped_storage().nbytes(), "the control: a view"
+
+
 @pytest.mark.requirement("M-04")
 def test_merged_into_what_4_bits_left_it_is_the_model_that_was_trained(
     folders: tuple[Path, Path], tmp_path: Path

@@ -1,6 +1,7 @@
 """A file of machines: what is wrong with it is told by line; the others are called by ssh, which here is a program of ours."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from phased_cpt.children import command
-from phased_cpt.errors import InputError
-from phased_cpt.nodes import hosts
+from phased_cpt.errors import InputError, Interrupted
 from phased_cpt.nodes.hosts import Host, call_words, called, read_hostfile, require_here
+from phased_cpt.stopping import LEAVING_SECONDS, heard
 from tests.conftest import Write
 from tests.launchers.programs import is_alive, is_gone_soon, pid_of
 from tests.nodes.conftest import Nodes
@@ -155,12 +156,14 @@ def test_node_0_tells_why_one_never_comes_and_those_that_it_has_called_look_for_
     assert "node 0 has called this machine, and is gone" in said
 
 
-def test_a_call_that_hangs_is_ended(ssh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "LEAVING_SECONDS", 0.5)
-    say(ssh, f"trap '' TERM; echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 60")
-    with called([Host("a", 1), Host("b", 1), Host("c", 1)], ["run"]) as (other, _):
-        assert is_alive(pid_of(tmp_path / "pid"))
-        assert other.ended() is None
+def test_a_call_that_hangs_is_ended_before_a_stop_is_out_of_patience(ssh: Path, tmp_path: Path) -> None:
+    say(ssh, f"trap '' TERM; echo $$ > {tmp_path}/$5; exec sleep 60")
+    machines = [Host(name, 1) for name in "abcdef"]
+    with pytest.raises(Interrupted), heard(), called(machines, ["run"]) as others:
+        assert all(is_alive(pid_of(tmp_path / other.host.name)) for other in others)
+        assert [other.ended() for other in others] == [None] * 5
         began = time.monotonic()
-    assert time.monotonic() - began < 8
-    assert is_gone_soon(pid_of(tmp_path / "pid"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert time.monotonic() - began < LEAVING_SECONDS
+    assert all(other.ended() == f"`ssh {other.host.name}` ended with -9" for other in others)

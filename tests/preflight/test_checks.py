@@ -12,6 +12,7 @@ from typing import NamedTuple
 import huggingface_hub.constants
 import pytest
 
+from phased_cpt.fitting import hardware
 from phased_cpt.ledger import Ledger, run_lock
 from phased_cpt.ledger.fingerprint import Inputs, Weights
 from phased_cpt.preflight import CHECKS, Scene, machine, places, seen_by
@@ -201,6 +202,12 @@ def a_gpu_that_is_too_small(stage: Stage) -> Scene:
 @case("host memory", "warn", r"one: .* for 2 ranks, 0.0 MB available", "fewer ranks on this machine")
 def a_host_without_memory(stage: Stage) -> Scene:
     stage.patch.setattr(machine, "available_bytes", lambda: 1)
+    return seen_scene()
+
+
+@case("merge memory", "fail", r"of the host, does not fit", "--set merge.enabled=false, and `phased-cpt merge`")
+def a_host_too_small_for_the_merge(stage: Stage) -> Scene:
+    stage.patch.setattr(hardware, "host_memory", lambda: 1)
     return seen_scene()
 
 
