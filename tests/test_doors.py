@@ -7,7 +7,7 @@ import pytest
 
 from phased_cpt.config import Loaded
 from phased_cpt.doors import attended_jobs, is_other_node, launched_jobs
-from phased_cpt.errors import InputError
+from phased_cpt.errors import ConfigError, InputError
 from phased_cpt.launchers import free_port
 from phased_cpt.plan import make_plan
 from tests.conftest import MINIMAL, Answer, Call, Write
@@ -57,10 +57,17 @@ def test_another_node_is_known_by_its_number(loaded: Callable[..., Loaded]) -> N
         attended_jobs(plan, 1, print)
 
 
-def test_the_plan_counts_the_ranks_of_all_machines(loaded: Callable[..., Loaded]) -> None:
-    plan = make_plan(loaded(MINIMAL, "launch.num_gpus=4", "launch.nnodes=2"))
-    assert plan.phases[0].batch is not None
-    assert plan.phases[0].batch.ranks == 8
+def test_a_plan_for_several_machines_waits_for_what_each_of_them_has(
+    loaded: Callable[..., Loaded], write: Write
+) -> None:
+    """On one of 1 + 2 ranks its own count, twice, would not divide the six rows that three divide."""
+    write("a slots=1\nb slots=2\n", "hosts")
+    six = ["training.global_batch_size=6", "training.micro_batch_size=1", "launch.num_gpus=4"]
+    for settings in (["launch.nnodes=2"], ["launch.hostfile=hosts"]):
+        plan = make_plan(loaded(MINIMAL, *six, *settings))
+        assert plan.phases[0].batch is None
+    with pytest.raises(ConfigError, match="6 is no multiple of micro_batch_size 1 × num_gpus 4"):
+        loaded(MINIMAL, *six)  # the control: one machine
 
 
 def test_what_is_typed_of_machines_reaches_the_plan(write: Write, call: Call) -> None:

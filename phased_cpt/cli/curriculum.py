@@ -165,7 +165,9 @@ def _ranks(context: typer.Context, leaving: contextlib.ExitStack, read: Callable
 
 def _on_ranks(planned: Plan) -> Plan:
     """The plan for the processes that would train it, whatever launch.num_gpus says."""
-    alone = 1 if planned.config.launch.launcher == "inline" else None
+    launch = planned.config.launch
+    alike = launch.num_gpus and launch.num_gpus * launch.nnodes  # on each machine as on this one
+    alone = 1 if launch.launcher == "inline" else None if launch.hostfile else alike
     ranks = int(os.environ["WORLD_SIZE"]) if is_rank() else alone
     return make_plan(Loaded(planned.config, planned.places), ranks)
 

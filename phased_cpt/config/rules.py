@@ -150,14 +150,13 @@ def deepspeed_file_is_known(config: RunConfig) -> Found:
             yield index, f"given {given!r}; allowed: {allowed}{nearest(given, known)}"
 
 
-@rule("training.global_batch_size", "training.micro_batch_size", "launch.num_gpus", "launch.nnodes")
+@rule("training.global_batch_size", "training.micro_batch_size", "launch.num_gpus")
 def batch_divides(config: RunConfig) -> Found:
-    gpus, nodes = config.launch.ranks, config.launch.nnodes
-    ranks = f"num_gpus {config.launch.num_gpus}" + (f" × nnodes {nodes}" if nodes > 1 else "")
+    gpus = config.launch.ranks
     for index, _, at in each_phase(config):
         rows, at_once = at.training.global_batch_size, at.training.micro_batch_size * (gpus or 1)
         if rows and rows % at_once:
-            parts = f"micro_batch_size {at.training.micro_batch_size}" + (f" × {ranks}" if gpus else "")
+            parts = f"micro_batch_size {at.training.micro_batch_size}" + (f" × num_gpus {gpus}" if gpus else "")
             near = [multiple for multiple in (rows - rows % at_once, rows - rows % at_once + at_once) if multiple]
             yield index, f"global_batch_size {rows} is no multiple of {parts}; near it: {' and '.join(map(str, near))}"
 

@@ -253,8 +253,8 @@ class Launch(Section):
 
     @property
     def ranks(self) -> int | None:
-        """Over all machines, where that is written."""
-        return self.num_gpus and self.num_gpus * self.nnodes
+        """Of a phase, where that is written: of several machines each may have its own number."""
+        return self.num_gpus if self.nnodes == 1 and self.hostfile is None else None
 
 
 class Source(Section):

@@ -26,6 +26,9 @@ class Running(Protocol):
     def ask_to_stop(self, ranks: Sequence[Pulse]) -> int | None:
         """Ranks that have begun are told one by one; a process without any is ended: which one that was."""
 
+    def ask_for_stacks(self) -> None:
+        """Of its ranks, where no signal from here reaches them."""
+
     def end(self, how: signal.Signals) -> None:
         """It, and whatever it has started."""
 
@@ -71,6 +74,9 @@ class OwnProcess:
             return None
         self.end(signal.SIGTERM)  # nothing is lost: no job trains before all are there
         return self._process.pid
+
+    def ask_for_stacks(self) -> None:
+        """Supervision has told each rank."""
 
     def end(self, how: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

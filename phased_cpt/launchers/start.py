@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phased_cpt.launchers.commands import Command, Environment
+from phased_cpt.launchers.failures import was_killed
 from phased_cpt.launchers.parents import CONDUCTOR
 from phased_cpt.launchers.processes import environment_of, everyone, tell
 from phased_cpt.launchers.running import OwnProcess, Part, Running
@@ -51,6 +52,9 @@ def attended(
     if failed is not None:
         code = running[failed].poll()
         _end(running, EARLY_SECONDS if job.ended_early else GRACE_SECONDS)
+        if code == 1:  # perhaps because a rank was killed elsewhere, whose neighbours were slow to end
+            killed = (at for at, one in enumerate(running) if one.is_elsewhere and was_killed(one.poll()))
+            failed = next(killed, failed)
         failure = running[failed].failure(logs, job.stopped_by(code))
         failure.ended = code
         raise failure

@@ -80,7 +80,7 @@ class Supervision:
 
     def stopped_by(self, code: int | None) -> str:
         """Who has asked, where processes were ended as they had not begun to train."""
-        asked = self._stop.wish() == Wish.STOP and signal_of(code) == signal.SIGTERM
+        asked = signal_of(code) == signal.SIGTERM and self._stop.wish() == Wish.STOP
         return self._stop.asked_by if self.ended_early or asked else ""
 
     def _look(self) -> None:
@@ -97,6 +97,8 @@ class Supervision:
             self._stop.saved()
         if message := self._patience.lost(signs):
             self._ask(ranks, signal.SIGUSR2)
+            for one in self._running:
+                one.ask_for_stacks()
             time.sleep(STACKS_SECONDS)
             raise Hung(f"{self._logs.parent.name}: {message}\n{advice(self._logs)}")
 

@@ -6,6 +6,7 @@ come ─ wait ─ start: ranks ─┬─ ended well, or not ─→ told ─ wait
        leave ─→ the exit code of node 0
 """
 
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from types import TracebackType
 from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.launchers import LAUNCHERS, Place, Program
 from phased_cpt.launchers.place import interface_towards
-from phased_cpt.launchers.processes import state_of
+from phased_cpt.launchers.processes import hears, state_of, tell
 from phased_cpt.launchers.start import attended
 from phased_cpt.nodes.hosts import has_hung_up
 from phased_cpt.nodes.identity import Identity
 from phased_cpt.nodes.wire import LOST_SECONDS, Message, Wire
-from phased_cpt.pulse import pulses
+from phased_cpt.pulse import Pulse, pulses
 from phased_cpt.stopping import Asked, Stopping, Wish, heard
 
 COMING_SECONDS = 1800.0
@@ -136,7 +137,7 @@ class Attendant:
         argument = Path(order["argument"])
         program = Program(order["module"], argument, Path(order["logs"]))
         place = Place(**order["place"] | {"counts": tuple(order["place"]["counts"]), "interface": self._interface})
-        orders = Orders(self._wire, job, self._stop, self._patience)
+        orders = Orders(self._wire, job, self._stop, self._patience, self._write_stacks)
         words, ended, exit_code = "", 0, 0
         try:
             self._require_shared(argument, order["content"], orders)
@@ -168,23 +169,32 @@ class Attendant:
 
     def _signs(self) -> Message:
         """Where the ranks here are, for node 0, which cannot look."""
-        if self._logs is None:
-            return {}
-        signs = pulses(self._logs)
         now = time.monotonic()
         return {
             str(rank): {"pulse": asdict(sign), "ago": now - sign.at, "state": state_of(sign.pid)}
-            for rank, sign in signs.items()
-            if rank in self._ranks
+            for rank, sign in self._own_pulses().items()
         }
+
+    def _own_pulses(self) -> dict[int, Pulse]:
+        signs = pulses(self._logs) if self._logs else {}
+        return {rank: sign for rank, sign in signs.items() if rank in self._ranks}
+
+    def _write_stacks(self) -> None:
+        """Each rank here writes where it stands, into the folder that all nodes see."""
+        for sign in self._own_pulses().values():
+            if hears(sign.pid, signal.SIGUSR2):
+                tell(sign.pid, signal.SIGUSR2)
 
 
 class Orders(Stopping):
     """What is asked of ranks that run here: by this node's people, and by node 0."""
 
-    def __init__(self, wire: Wire, job: int, people: Stopping, patience: float) -> None:
+    def __init__(
+        self, wire: Wire, job: int, people: Stopping, patience: float, write_stacks: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._wire, self._job, self._people, self._patience = wire, job, people, patience
+        self._write_stacks = write_stacks
         self._ordered = False
         self.left: Message = {}  # an order to leave, which is carried out once they have ended
 
@@ -192,6 +202,8 @@ class Orders(Stopping):
         while (message := self._wire.next()) is not None:
             if message.get("stop") == self._job:
                 self._ordered, self.asked_by = True, "node 0"
+            if message.get("stacks") == self._job:
+                self._write_stacks()
             if "leave" in message:
                 self.left = message
             if message.get("end") == self._job or self.left:

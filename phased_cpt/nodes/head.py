@@ -250,8 +250,11 @@ class RanksElsewhere:
         self._other.wire.send(stop=self._job)
         return None
 
+    def ask_for_stacks(self) -> None:
+        self._other.wire.send(stacks=self._job)
+
     def end(self, how: signal.Signals) -> None:
-        self._other.wire.send(end=self._job, how=int(how))
+        self._other.wire.send(end=self._job)
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -73,6 +73,15 @@ def test_of_one_that_was_killed_elsewhere_the_other_only_knows_that_it_is_gone(n
         nodes.jobs(head).run(nodes.program(follows, killed), Stopping())
 
 
+def test_one_of_several_that_was_killed_elsewhere_is_told_though_the_others_there_are_slow_to_end(nodes: Nodes) -> None:
+    nodes.other(ranks=2)
+    follows = "wait('began-1'); time.sleep(0.5); word(1, 'connection closed by peer'); os._exit(1)"
+    killed = "wait('began-0'); wait('began-2'); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
+    slow = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('began-2'); time.sleep(60)"
+    with pytest.raises(PhasedCptError, match=r"^node 1 \(node1\): rank 1 was ended by SIGKILL"), nodes.head() as head:
+        nodes.jobs(head).run(nodes.program(follows, killed, slow), Stopping())
+
+
 @pytest.mark.parametrize("where", ["node 0", "the other"])
 def test_a_stop_on_any_node_is_a_stop_of_all(where: str, nodes: Nodes, tmp_path: Path) -> None:
     other, stop = nodes.other(), Stopping()
