@@ -11,7 +11,8 @@ from tests.launchers.programs import Jobs, pid_of
 
 PRINTS = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-print("here")
+print("here", flush=True)
+say("prints")
 wait("closed")
 if {leaves}:
     from phased_cpt.stopping import leave_a_closed_terminal
@@ -30,7 +31,7 @@ def test_printing_to_a_terminal_that_was_closed(leaves: bool, said: str, job: Jo
     master, slave = pty.openpty()
     program = subprocess.Popen(job.words("0.pid", PRINTS.format(leaves=leaves)), stdout=slave, stderr=slave)
     os.close(slave)
-    pid_of(tmp_path / "0.pid")
+    pid_of(tmp_path / "prints")
     os.close(master)
     (tmp_path / "closed").touch()
     program.wait(20)
