@@ -109,8 +109,15 @@ class Matrix:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             return  # a run that was broken off has nothing to say
-        before = self.path.read_text().splitlines() if self.rows else []
+        before = self._with_new_rows(self.path.read_text().splitlines()) if self.rows else []
         self.path.write_text("\n".join(self._kept(before) if before else self._page()))
+
+    def _with_new_rows(self, before: list[str]) -> list[str]:
+        """With a line for each row that the page does not have yet."""
+        last = max(at for at, line in enumerate(before) if line.startswith("| F"))
+        there = {line.split()[1] for line in before if line.startswith("| F")}
+        new = [self._row(fault, []) for fault in self.rows if fault not in there]
+        return [*before[: last + 1], *new, *before[last + 1 :]]
 
     def _kept(self, before: list[str]) -> Iterator[str]:
         """The page as it was, but for some rows and what their tests have told."""
