@@ -114,6 +114,11 @@ def launched_jobs(
         yield LaunchedJobs(launch.launcher, head.ranks, hang_seconds, head)
 
 
+def require_sense(plan: Plan, node: int | None) -> None:
+    """What is said of the machines, before anything else is looked at."""
+    _require_sense(plan.config.launch, node, _hosts(plan.config.launch))
+
+
 def is_other_node(plan: Plan, node: int | None) -> bool:
     """Whether another one conducts."""
     return plan.config.launch.nnodes > 1 and bool(node)

@@ -51,7 +51,9 @@ def train_phase(job: Job, rank: Rank) -> None:
         around.callback(pulse.beat, CLOSING)
         stop.require_on()
         _require_seen(job)
-        _make_base(job, phase, rank)  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
+        _make_base(
+            job, phase, rank, listener
+        )  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
         run = PhaseRun(job, phase, rank, listener, stop, pulse, to_the_end)
         with memory_is_told(job, phase, run.device, lambda: pulse.where):
             run.load()
@@ -92,10 +94,12 @@ def _require_seen(job: Job) -> None:
             )
 
 
-def _make_base(job: Job, phase: PhasePlan, rank: Rank) -> None:
-    """Random weights, where nobody has made them yet."""
+def _make_base(job: Job, phase: PhasePlan, rank: Rank, listener: Listener) -> None:
+    """Random weights, where nobody has made them yet: minutes, of a large model."""
     if job.start.shape is not None:
         if rank.first:
+            if not Path(job.start.base).exists():
+                listener.tell(f"{phase.name}: making random weights in {job.start.base}")
             make_random_base(Path(job.start.base), job.start.shape, phase.seed)
         meet(rank)
 

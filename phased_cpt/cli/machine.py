@@ -24,7 +24,8 @@ from phased_cpt.cli.options import (
     the_plan,
     typed_again,
 )
-from phased_cpt.errors import PreflightFailed
+from phased_cpt.config.allowed import nearest
+from phased_cpt.errors import InputError, PreflightFailed
 from phased_cpt.tables import checks_table, fit_table, plan_table, prepared_table
 
 if TYPE_CHECKING:
@@ -61,8 +62,11 @@ def preflight(
     planned = the_plan(config, [*(set_ or []), *machines], run_dir)
     if doors.is_other_node(planned, node_rank):
         raise typer.Exit(doors.attended_jobs(planned, node_rank or 0, tell_aside, rehearses=True))
+    if redo_from is not None and redo_from not in (names := [phase.name for phase in planned.phases]):
+        raise InputError(f"--redo-from: no phase is called {redo_from!r}{nearest(redo_from, names)}")
     words = typed_again("preflight", config, set_ or [])
     node = node_rank or (0 if planned.config.launch.nnodes > 1 else None)
+    doors.require_sense(planned, node)
     with contextlib.ExitStack() as nodes:  # who has come leaves with what is found here
         jobs = doors.launched_jobs(planned, node, words, tell_aside, rehearses=True)
         scene = Scene(planned, Bar(), lambda: nodes.enter_context(jobs), redo_from)

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 def main(folder: str, made: str) -> None:
     """Write it beside, and move it into place: tokenizer.json, by which it is found, comes last."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers makes one of nothing, and says so nowhere
+        sys.exit("the folder holds no vocabulary")
     with tempfile.TemporaryDirectory(dir=made) as beside:
         tokenizer.save_pretrained(beside)
         if not (Path(beside) / "tokenizer.json").exists():

@@ -18,6 +18,7 @@ from phased_cpt.fitting.merge import fit_merge as fit_merge
 from phased_cpt.fitting.needs import DiskNeed as DiskNeed
 from phased_cpt.fitting.needs import PhaseTime as PhaseTime
 from phased_cpt.fitting.needs import disk_needs as disk_needs
+from phased_cpt.fitting.needs import making_bytes as making_bytes
 from phased_cpt.fitting.needs import phase_times as phase_times
 from phased_cpt.fitting.needs import remember_speed as remember_speed
 from phased_cpt.fitting.phases import Change as Change

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from phased_cpt import deepspeed_file
 from phased_cpt.bases import Base, find_base
@@ -19,6 +20,8 @@ from phased_cpt.fitting.hardware import Hardware, hardware_here
 from phased_cpt.plan import PhasePlan, Plan
 
 NOWHERE = Path("/nonexistent")  # random weights that are there already would be hashed
+PATIENCE_SECONDS = 10.0  # with the hub
+TRANSPORT: type[Exception] = vars(hub_errors)["HTTPError"]  # of httpx, or httpx2, by release
 FREE_FOR_THE_BASE = 0.6  # of a GPU's memory, where no more than the size of the files is known
 
 
@@ -101,10 +104,11 @@ def _config_of_the_hub(name: str, revision: str | None) -> Path:
     with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
         return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
     try:
+        HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)  # a download would try for half a minute
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except LocalEntryNotFoundError:
-        what = "its config.json is not here, and the hub cannot be reached"
-        raise InputError(f"model.name: {name}: {what}; name a folder, or fetch it where there is a network") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model.name: {name}: the hub does not give it: {reason} (HF_TOKEN for a gated one)") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TRANSPORT, OSError):
+        what = "its config.json is not here, and the hub cannot be reached"
+        raise InputError(f"model.name: {name}: {what}; name a folder, or fetch it where there is a network") from None

@@ -117,8 +117,20 @@ def _time(phase: PhasePlan, base: Base, prepared: PreparedRun | None, cache: Pat
     mean = mean_square_length(documents)
     seconds = seconds_by_peak(config_of(base), recipe, phase.positions, mean, gpu) if gpu else None
     if seconds is None:
-        return PhaseTime(phase.name, None, "no phase like it has been trained here yet")
+        return PhaseTime(
+            phase.name, None, f"no phase like it, of {FEWEST_STEPS} steps or more, has been trained here yet"
+        )
     return PhaseTime(phase.name, seconds, f"from what it computes, at {UTILISATION:.0%} of the peak of a {gpu}")
+
+
+def making_bytes(base: Base) -> int:
+    """Of the host, while random weights are made: by one rank, all of them, in fp32; 0 once they are there."""
+    if base.shape is None or Path(base.folder).exists():
+        return 0
+    try:
+        return 4 * architecture_of(base.shape).weights
+    except UnknownShapeError:
+        return 0
 
 
 def remember_speed(phase: PhasePlan, base: Base, cache: Path, steps: int, seconds: float) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+from phased_cpt.config.schema import Run
 from phased_cpt.errors import InputError, LedgerRefuses
 from phased_cpt.ledger.fingerprint import differences, told
 from phased_cpt.ledger.record import Archiving, PhaseRecord, RunRecord
@@ -17,10 +18,19 @@ def reconcile(record: RunRecord, plan: Plan, redo_from: str | None, archive_numb
     New phases at the end are welcome. What is redone, and all that stands on it, is forgotten and marked for the
     archive; nothing is deleted. A redo that is under way and still matches is gone on with, not begun anew.
     """
+    _require_same_run(record, plan)
     if redo_from is not None and not (redo_from == record.redoing and _matches(record.begun, plan)):
         record = _forget(record, plan, redo_from, archive_number)
     _require_match(record.begun, plan)
     return record.model_copy(update={"phases": (*record.begun, *fresh(plan.phases[len(record.begun) :]))})
+
+
+def _require_same_run(record: RunRecord, plan: Plan) -> None:
+    """A folder in which not one phase is of this plan is somebody else's, and there is nothing in it to redo."""
+    begun = [phase.name for phase in record.begun]
+    if begun and not set(begun) & {phase.name for phase in plan.phases}:
+        whose = f"this is the folder of the run {record.config.get('run', {}).get('name', Run().name)}"
+        raise LedgerRefuses(f"{whose}, with other phases ({', '.join(begun)}); name another folder with --run-dir")
 
 
 def fresh(phases: Sequence[PhasePlan]) -> tuple[PhaseRecord, ...]:

@@ -4,6 +4,7 @@ A base of random weights is a folder, too, made once by one process: so it is th
 any ZeRO stage, and for whoever looks at the run later.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -57,6 +58,8 @@ def load_base(
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            if "Cannot allocate memory" in str(error):
+                raise MemoryError(str(error)) from None
             raise InputError(f"{folder}: this model cannot be loaded: {error}") from None
         except (ValueError, ImportError) as error:
             if "attention" not in str(error).lower() and "attn" not in str(error).lower():
@@ -129,7 +132,12 @@ def make_random_base(folder: Path, shape: dict[str, Any], seed: int) -> None:
         raise InputError(f"model.from_config: no model can be made of it: {reason}") from None
     beside = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(beside, ignore_errors=True)  # half of one
-    model.save_pretrained(beside)
+    try:
+        model.save_pretrained(beside)
+    except SafetensorError as error:
+        if "os error 28" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(beside)) from None
     for path in beside.iterdir():
         path.chmod(0o644)  # safetensors writes for its owner alone
     (beside / MARKER).write_text(json.dumps({"digest": weights_digest(beside), "base": known_as}))

@@ -46,6 +46,7 @@ CHECKS: dict[str, Check] = {
     "rows": data.rows,
     "disk": places.disk,
     "torch": machine.torch,
+    "optimizer": machine.optimizer,
     "adapter targets": model.adapter_targets,
     "attention": machine.attention,
     "compiler": packages.compiler,

@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from phased_cpt.config.allowed import nearest
 from phased_cpt.doors import ranks_of_this_node
+from phased_cpt.fitting import making_bytes
 from phased_cpt.preflight.gpus import Gpu
 from phased_cpt.preflight.scene import Scene
 from phased_cpt.preflight.seen import Seen, fail, gigabytes, ok, skip, warn
@@ -69,6 +71,18 @@ def torch(scene: Scene) -> Iterator[Seen]:
         yield warn(f"{devices[0]['name']} has no bf16 of its own: it is emulated, slowly", "--set model.precision=fp16")
 
 
+def optimizer(scene: Scene) -> Iterator[Seen]:
+    """One that the Trainer knows, in every phase."""
+    known = scene.probe.given()["optimizers"]
+    asked = {phase.settings.training.optimizer: phase.name for phase in scene.plan.phases}
+    unknown = {name: phase for name, phase in asked.items() if name not in known}
+    for name, phase in unknown.items():
+        fix = "--set training.optimizer=adamw_torch_fused"
+        yield fail(f"{phase}: training.optimizer: the Trainer knows no {name!r}{nearest(name, known)}", fix)
+    if not unknown:
+        yield ok(", ".join(asked))
+
+
 def attention(scene: Scene) -> Iterator[Seen]:
     """The kernel that training would take, asked of the model itself."""
     answer, asked = scene.probe.given(), scene.plan.config.model.attention
@@ -94,6 +108,9 @@ def limits(scene: Scene) -> Iterator[Seen]:
         )
         if count < enough
     ]
+    if (virtual := _limit(resource.RLIMIT_AS)) < 2**63:
+        what = f"{gigabytes(virtual)} of virtual memory (ulimit -v), of which torch takes far more than of memory"
+        few.append(warn(what, "ulimit -v unlimited"))
     locked = _limit(resource.RLIMIT_MEMLOCK)
     if locked < SHARED_BYTES and scene.gpus.given() and scene.ranks_here.given() > 1:
         few.append(warn(f"{gigabytes(locked)} of memory can be locked, which InfiniBand needs", "ulimit -l unlimited"))
@@ -148,6 +165,10 @@ def host_memory(scene: Scene) -> Iterator[Seen]:
     fits, ranks = scene.fits.given(), scene.ranks_here.given()
     most = max(fits, key=lambda each: each.host.peak)
     needed, free = most.host.peak * ranks, available_bytes()
+    made = making_bytes(scene.base.given())
+    if made > free:
+        what = f"random weights are made first, {gigabytes(made)} in fp32, and {gigabytes(free)} are available now"
+        yield fail(what, "a smaller model.from_config, model.name of one that exists, or a machine with more memory")
     what = f"{most.phase}: {gigabytes(needed)} for {counted(ranks, 'rank')}, {gigabytes(free)} available now"
     if needed <= free:
         yield ok(what)

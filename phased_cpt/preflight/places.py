@@ -12,7 +12,7 @@ from pathlib import Path
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import holder_of, next_archive, read_record, reconcile
 from phased_cpt.preflight.hub import RemoteBase
-from phased_cpt.preflight.scene import Scene
+from phased_cpt.preflight.scene import Scene, Skipped
 from phased_cpt.preflight.seen import Seen, fail, gigabytes, ok, warn
 
 LATE_SECONDS = 60.0  # between the clock of a file system and ours: NFS servers have one of their own
@@ -45,6 +45,11 @@ def ledger(scene: Scene) -> Iterator[Seen]:
 
 def write_access(scene: Scene) -> Iterator[Seen]:
     """Files can be made and locked in the run folder and in the cache; their places only, where they are not there."""
+    for path in (scene.root, scene.cache.resolve()):
+        if files := [each for each in (path, *path.parents) if each.is_file()]:
+            mend = "name another folder (run.output_dir, run.cache_dir)"
+            yield fail(f"{files[0]} is a file, and a folder is needed there", mend)
+            return
     for place in dict.fromkeys(there(path) for path in (scene.root, scene.cache.resolve())):
         if not os.access(place, os.W_OK | os.X_OK):
             raise InputError(f"{place} cannot be written to; name another folder (run.output_dir, run.cache_dir)")
@@ -66,8 +71,11 @@ def clock(scene: Scene) -> Iterator[Seen]:
             f"the clock says {datetime.datetime.fromtimestamp(now, datetime.UTC):%Y-%m-%d}", "timedatectl set-ntp on"
         )
         return
-    with tempfile.NamedTemporaryFile(dir=there(scene.root)) as file:
-        apart = file_time(Path(file.name)) - time.time()
+    try:
+        with tempfile.NamedTemporaryFile(dir=there(scene.root)) as file:
+            apart = file_time(Path(file.name)) - time.time()
+    except OSError:
+        raise Skipped("skipped, because nothing can be written there") from None
     if abs(apart) > LATE_SECONDS:
         what = f"files in {scene.root.parent} are made {abs(apart):,.0f} s {'ahead' if apart > 0 else 'late'}"
         yield warn(what, "let both machines set their clocks: timedatectl set-ntp on")

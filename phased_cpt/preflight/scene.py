@@ -127,7 +127,10 @@ class Scene:
         name = model.tokenizer or model.name
         if name is None:
             raise Skipped("skipped, because neither a tokenizer nor a base is named")
-        self.cache.mkdir(parents=True, exist_ok=True)
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError:  # the check of write access says why
+            raise Skipped(f"skipped, because {self.cache} cannot be made") from None
         return load_tokenizer(name, model.revision if model.tokenizer is None else None, model.eos_token, self.cache)
 
     def _base(self) -> Base:

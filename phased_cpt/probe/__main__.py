@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
+from transformers.training_args import OptimizerNames
 
 from phased_cpt.model.base import attentions
 from phased_cpt.model.quiet import quiet
@@ -19,6 +20,7 @@ from phased_cpt.model.quiet import quiet
 def answered(question: dict[str, Any]) -> dict[str, Any]:
     """What torch sees of GPUs, and what a model without weights tells of itself."""
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, **_devices()}
+    found["optimizers"] = [each.value for each in OptimizerNames]
     return (
         found | {"linears": None, "kernel": None, "refused": None} | (_shape_of(question) if question["model"] else {})
     )

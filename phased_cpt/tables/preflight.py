@@ -52,14 +52,15 @@ def _phases(fit: Facts) -> RenderableType | None:
         return None
     times = {each["phase"]: each for each in fit["time"] or []}
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("phase", "DeepSpeed file", "on each rank", "of the host", "verdict", "time"):
-        table.add_column(heading, justify="right" if heading in ("on each rank", "of the host") else "left")
+    places = {"device": "of each GPU"} if fit["gpus"] else {}
+    places["host"] = "of the host, each rank"
+    for heading in ("phase", "DeepSpeed file", *places.values(), "verdict", "time"):
+        table.add_column(heading, justify="right" if heading in places.values() else "left")
     for each in fit["phases"]:
         table.add_row(
             Text(each["phase"], style="bold cyan"),
             f"{each['file']} (ZeRO-{each['zero_stage']})",
-            _gigabytes(each["device"]["peak"]),
-            _gigabytes(each["host"]["peak"]),
+            *(_gigabytes(each[place]["peak"]) for place in places),
             each["verdict"],
             _time(times.get(each["phase"])),
         )

@@ -121,6 +121,15 @@ def test_a_model_of_the_hub_is_found_in_its_cache(folder: Path, tmp_path: Path) 
     assert done.stdout.strip() == load(SAMPLE).digest, done.stderr
 
 
+def test_a_folder_without_a_vocabulary_is_no_tokenizer(write: Write, tmp_path: Path) -> None:
+    """transformers makes one of nothing but special tokens, and the first text would be the one to say so."""
+    write(json.dumps({"model_type": "qwen2"}), "empty/config.json")
+    with pytest.raises(
+        InputError, match=r"empty: it has no tokenizer.json, .* cannot make one: the folder holds no voc"
+    ):
+        load_tokenizer("empty", None, None, tmp_path / "cache")
+
+
 def test_a_repository_without_a_tokenizer_json_gets_one_from_transformers(write: Write) -> None:
     """vocab.json and merges.txt are how older models ship theirs; a child process converts them, once."""
     model = json.loads(TOKENIZER.read_text())["model"]

@@ -66,7 +66,9 @@ def test_the_visible_gpus(visible: str | None, gpus: Machine) -> None:
     assert [size // (1024 * MIB) for size in gpus_here()] == VISIBLE[visible]
     assert ranks_here(None) == max(1, len(VISIBLE[visible]))
     assert ranks_here(3) == 3
-    assert ("DS_ACCELERATOR" in shared(Place.alone(1))) == (VISIBLE[visible] == []), "without GPUs it is the CPU that trains"
+    assert ("DS_ACCELERATOR" in shared(Place.alone(1))) == (VISIBLE[visible] == []), (
+        "without GPUs it is the CPU that trains"
+    )
 
 
 def test_a_gpu_that_does_not_tell_its_memory_is_one_all_the_same(gpus: Machine) -> None:

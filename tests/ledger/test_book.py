@@ -382,6 +382,20 @@ class TestRedoing:
         Ledger.open(here, changed, redo_from="pr_mastery")
         assert here.archive(2).is_dir(), "a second time has a place of its own"
 
+    def test_the_folder_of_another_run_is_neither_gone_on_with_nor_redone(self, plan: MakePlan, here: RunDir) -> None:
+        """Whoever named it by mistake would train over what somebody else has published."""
+        begin_all(Ledger.open(here, plan()), plan())
+        other = RUN.replace("tales", "songs")
+        for name in ("foundation", "evolution", "pr_mastery"):
+            other = other.replace(f"name: {name}", f"name: other_{name}")
+        for redo_from in (None, "foundation", "other_foundation"):
+            with pytest.raises(
+                LedgerRefuses, match=r"this is the folder of the run tales, with other phases .*--run-dir"
+            ):
+                Ledger.open(here, plan(text=other), redo_from=redo_from)
+        assert (here.root / "phase1_foundation").exists()
+        Ledger.open(here, plan())  # the control
+
     def test_the_same_command_goes_on_with_a_redo_that_was_interrupted(self, plan: MakePlan, here: RunDir) -> None:
         """A requeued job has --redo-from in its command line every time it comes back."""
         begin_all(Ledger.open(here, plan()), plan())

@@ -205,6 +205,12 @@ def a_host_without_memory(stage: Stage) -> Scene:
     return seen_scene()
 
 
+@case("optimizer", "fail", r"one: training.optimizer: the Trainer knows no 'adamw_toch'; did you mean adamw_torch",
+      "--set training.optimizer=adamw_torch_fused")  # fmt: skip
+def an_optimizer_that_nobody_knows(stage: Stage) -> Scene:
+    return seen_scene(training={"optimizer": "adamw_toch"})
+
+
 @case("merge memory", "fail", r"of the host, does not fit", "--set merge.enabled=false, and `phased-cpt merge`")
 def a_host_too_small_for_the_merge(stage: Stage) -> Scene:
     stage.patch.setattr(hardware, "host_memory", lambda: 1)

@@ -90,6 +90,24 @@ def test_a_configuration_that_is_wrong_is_exit_2_as_ever(light: None, call: Call
     assert "did you mean max_tokens?" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--hostfile", "hosts"], "hosts:1: 'what a host'; a name and its number of GPUs are needed"),
+        (["--nnodes", "2"], "--nnodes 2: add --master-addr"),
+        (["--node-rank", "1"], "--node-rank 1: there is one node; add --nnodes N"),
+        (["--redo-from", "on"], "--redo-from: no phase is called 'on'; did you mean one?"),
+    ],
+)
+def test_what_contradicts_itself_is_exit_2_before_anything_is_looked_at(
+    options: list[str], told: str, light: None, call: Call
+) -> None:
+    Path("hosts").write_text("what a host\n")
+    answer = call("preflight", "-c", str(written()), *options)
+    assert (answer.code, answer.out) == (2, "")
+    assert told in answer.err
+
+
 def test_the_second_call_remembers_the_data_and_the_base(here: Path) -> None:
     def data(scene: Scene) -> list[Seen]:
         return list(CHECKS["data"](scene))
