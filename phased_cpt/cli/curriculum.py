@@ -123,11 +123,8 @@ def run(
     if merge_only:
         tell_merged(merged_run(config, set_ or [], run_dir), as_json)
         return
-    machines = launch_settings(
-        launcher=launcher, num_gpus=num_gpus, nnodes=nnodes, master_addr=master_addr, master_port=master_port,
-        hostfile=hostfile,
-    )  # fmt: skip
-    settings = [*(set_ or []), *machines]
+    where = {"nnodes": nnodes, "master_addr": master_addr, "master_port": master_port, "hostfile": hostfile}
+    settings = [*(set_ or []), *launch_settings(launcher=launcher, num_gpus=num_gpus, **where)]
     if dry_run:
         if os.environ.get("RANK", "0") == "0":
             _print_dry_run(_on_ranks(the_plan(config, settings, run_dir)), new, redo_from, as_json)
