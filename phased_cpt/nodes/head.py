@@ -1,6 +1,7 @@
 """Node 0, as it meets the others: it waits until all have come, orders their ranks started, and hears how they end."""
 
 import contextlib
+import errno
 import ipaddress
 import signal
 import socket
@@ -87,10 +88,8 @@ class Head:
 
     def parts(self, program: Program, launcher: str, place: Place) -> list["Order"]:
         """What the others are to start."""
-        return [
-            Order(other, program, launcher, place, node, self._lost_seconds)
-            for node, other in sorted(self.others.items())
-        ]
+        others = [other for _, other in sorted(self.others.items())]
+        return [Order(other, program, launcher, place, self._lost_seconds) for other in others]
 
     def require_all(self) -> None:
         """None of them has left meanwhile; one that has come back is as good."""
@@ -200,9 +199,7 @@ class OtherNode:
 class Order:
     """The ranks of a job on another node, to be started there."""
 
-    def __init__(
-        self, other: OtherNode, program: Program, launcher: str, place: Place, node: int, lost_seconds: float
-    ) -> None:
+    def __init__(self, other: OtherNode, program: Program, launcher: str, place: Place, lost_seconds: float) -> None:
         self._other, self._lost_seconds = other, lost_seconds
         self._order = {
             "module": program.module,
@@ -210,7 +207,7 @@ class Order:
             "content": program.argument.read_text(),
             "logs": str(program.logs),
             "launcher": launcher,
-            "place": asdict(place) | {"node": node, "interface": None},
+            "place": asdict(place) | {"node": other.number, "interface": None},
         }
 
     def start(self, mark: Environment) -> "RanksElsewhere":
@@ -294,13 +291,16 @@ def _listener(address: str, port: int) -> socket.socket:
             f"launch.master_addr: {address} is no name that this machine knows ({error.strerror})"
         ) from None
     except OSError as error:
-        where = f"{address}:{port}"
-        with contextlib.suppress(KeyError):
-            what = {98: f"{where} is taken by another program; give another with --master-port",
-                    99: f"{address} is no address of this machine ({socket.gethostname()}), which is node 0; give its "
-                        "own with --master-addr, or this machine another --node-rank"}[error.errno or 0]  # fmt: skip
-            raise InputError(what) from None
-        raise InputError(f"{where} cannot be listened at: {error.strerror}; give another with --master-port") from None
+        raise InputError(_unheard(address, port, error)) from None
+
+
+def _unheard(address: str, port: int, error: OSError) -> str:
+    """Why nobody can be listened to there."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        mend = "give its own with --master-addr, or this machine another --node-rank"
+        return f"{address} is no address of this machine ({socket.gethostname()}), which is node 0; {mend}"
+    why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"is refused ({error.strerror})"
+    return f"{address}:{port} {why}; give another with --master-port"
 
 
 def _require_reachable(address: str, means: str) -> None:
