@@ -4,15 +4,23 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from phased_cpt.config.schema import Launch
 from phased_cpt.launchers import LAUNCHERS, Command, Place, Program
 
 PROGRAM = Program("phased_cpt.worker", Path("run/phase1_one/job.json"), Path("run/phase1_one/logs"))
 ALONE = Place((2,), port=29501)
 SECOND = Place((4, 2), 1, "10.0.0.1", 29501, "eth0")
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+
+
+def test_every_launcher_is_a_choice_of_the_configuration() -> None:
+    """`inline` besides: it starts nothing, for it is the process that is called."""
+    choices = get_args(Launch.model_fields["launcher"].annotation)
+    assert sorted(choices) == sorted([*LAUNCHERS, "inline"])
 
 
 def started(launcher: str, place: Place) -> list[Command]:
