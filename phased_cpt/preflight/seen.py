@@ -8,7 +8,8 @@ from phased_cpt.preflight.scene import Scene
 
 Verdict = Literal["ok", "skip", "warn", "fail"]
 RISING: tuple[Verdict, ...] = ("ok", "skip", "warn", "fail")
-AGAIN = "mend it, and call `phased-cpt preflight` again"
+AGAIN = "as it says; then call `phased-cpt preflight` again"
+MEANT = "nothing, if that is meant"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def fail(found: str, fix: str) -> Seen:
 def told(text: str, verdict: Verdict = "fail") -> Seen:
     """An error of ours, which ends in what to do about it."""
     found, _, fix = text.rpartition("; ")
-    return Seen(verdict, found, fix) if found and "\n" not in text else Seen(verdict, text, AGAIN)
+    if found and "\n" not in text:
+        return Seen(verdict, found, fix)
+    return Seen(verdict, text, MEANT if verdict == "warn" else AGAIN)
 
 
 def gigabytes(size: float) -> str:

@@ -16,6 +16,7 @@ from phased_cpt.tracking import WandbSettings
 from phased_cpt.tracking.wandb import mode
 
 PATIENCE_SECONDS = 5.0
+OFFLINE = "--set tracking.wandb.mode=offline, and `wandb sync` later; or mend the network"
 WHO = json.dumps({"query": "query { viewer { username } }"}).encode()
 
 
@@ -48,10 +49,10 @@ def _known(server: str, key: str) -> Seen:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return fail(f"{server} does not know this key ({error.code})", fix)
-        return warn(f"{server} answers {error.code}; training goes on without it", fix)
+        return warn(f"{server} answers {error.code}; training goes on without it", OFFLINE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return warn(f"{server} cannot be reached ({reason}); training waits for it half a minute a phase", fix)
+        return warn(f"{server} cannot be reached ({reason}); training waits for it half a minute a phase", OFFLINE)
     return (
         ok(f"online at {server}, as {viewer['username']}") if viewer else fail(f"{server} does not know this key", fix)
     )
