@@ -14,9 +14,10 @@ from phased_cpt.fitting.hardware import Hardware
 from phased_cpt.plan import PhasePlan
 from phased_cpt.schedule import batch_of
 
-Settings = dict[str, str | int | bool]  # by their dotted keys
+Settings = dict[str, str | int | float | bool]  # by their dotted keys
 
 AT_MOST = 3  # kinds of change at a time
+LOWEST_RANK = 8  # of an adapter; what is lower teaches little
 SHORTEST_ROWS = 1024  # tokens; shorter ones are no answer
 
 
@@ -59,11 +60,12 @@ def changed_by(settings: Settings, phase: PhasePlan) -> PhasePlan:
     old = phase.settings
     training = changed(old.training, "training")
     data, evaluation = changed(old.data, "data"), changed(old.evaluation, "evaluation")
+    lora = changed(old.lora, "lora")
     how = training.micro_batch_size, training.gradient_accumulation_steps, training.global_batch_size
     return replace(
         phase,
         model=changed(phase.model, "model"),
-        settings=replace(old, training=training, data=data, evaluation=evaluation),
+        settings=replace(old, training=training, data=data, evaluation=evaluation, lora=lora),
         batch=batch_of(phase.batch.ranks, *how) if phase.batch else None,
     )
 
@@ -116,6 +118,15 @@ def _four_bits(phase: PhasePlan, recipe: Recipe) -> Iterator[Settings]:
         yield {"model.use_4bit": True}
 
 
+def _lower_rank(phase: PhasePlan, recipe: Recipe) -> Iterator[Settings]:
+    """At the same scale; of an adapter that was given the rank is what it is."""
+    rank, lora = (recipe.lora_r or 0) // 2, phase.settings.lora
+    while rank >= LOWEST_RANK and phase.model.adapter is None:
+        alpha = lora.alpha * rank / lora.r
+        yield {"lora.r": rank, "lora.alpha": int(alpha) if alpha % 1 == 0 else alpha}
+        rank //= 2
+
+
 def _shorter(phase: PhasePlan, recipe: Recipe) -> Iterator[Settings]:
     tokens = recipe.tokens // 2
     while tokens >= SHORTEST_ROWS:
@@ -132,5 +143,6 @@ _KINDS: tuple[Callable[[PhasePlan, Recipe], Iterator[Settings]], ...] = (
     _offloaded,
     _eight_bits,
     _four_bits,
+    _lower_rank,
     _shorter,
 )

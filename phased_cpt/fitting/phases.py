@@ -108,19 +108,22 @@ def gigabytes(size: int) -> str:
 
 
 def _changes(phase: PhasePlan, base: Base, model: Architecture, hardware: Hardware) -> Iterator[Change]:
-    """The first that fit; or, where nothing does, what comes nearest."""
+    """The first that fit; or, where nothing does, the first that is tight, or what comes nearest."""
     told: list[Tried] = []
     nearest: Tried | None = None
+    is_tight = False
     for found in tried(phase, base, model, hardware):
         if any(one.settings.keys() <= found.settings.keys() for one in told):
             continue  # with one of them alone, or with less of it, it fits already
-        if _verdict(found.device, found.host, hardware)[0] == "fits":
+        verdict = _verdict(found.device, found.host, hardware)[0]
+        if verdict == "fits":
             told.append(found)
             yield _typed(found, phase, "fits")
         if len(told) == CHANGES:
             return
-        if nearest is None or _peak(found) < _peak(nearest):
-            nearest = found
+        nearer = nearest is None or verdict == "tight" or _peak(found) < _peak(nearest)
+        if not is_tight and nearer:
+            nearest, is_tight = found, verdict == "tight"
     if not told and nearest is not None:
         yield _typed(nearest, phase, _verdict(nearest.device, nearest.host, hardware)[0])
 
