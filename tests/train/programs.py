@@ -182,7 +182,7 @@ def _phase(spec: Spec, at: int, folder: Path, rank: Rank) -> dict[str, Any]:
     failed = None
     with swept(), _changed(spec, lambda path: blocks[path.name]):
         phase = job.phase_plan()
-        worker._make_base(job, phase, rank)
+        worker._make_base(job, phase, rank, notes)
         run = Bench(
             job, phase, rank, notes, Stopping(), Beating(folder / "pulses", rank.number), contextlib.ExitStack()
         )
@@ -284,7 +284,7 @@ def plain(specs: list[Spec], folder: str) -> list[dict[str, Any]]:
 def _plain(spec: Spec, at: int, folder: Path) -> dict[str, Any]:
     job = job_of(spec, folder, 1)
     phase, blocks = job.phase_plan(), rows_with(spec["labels"])
-    worker._make_base(job, phase, Rank(0, 1))
+    worker._make_base(job, phase, Rank(0, 1), Notes())
     model = _loaded(job, phase)
     schedule, rows, norm = phase.schedule, phase.global_rows, phase.settings.training.max_grad_norm
     assert schedule is not None and rows is not None
