@@ -9,6 +9,7 @@ model treated alike: the interpreter, torch and what stands on it. glibc is told
 or else its habits would be measured, too.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -304,17 +305,24 @@ def _held_out(case: MergeCase, folder: Path) -> str:
 
 
 class Beside(threading.Thread):
-    """Looks at the memory of the only child that there is."""
+    """Looks at the memory of the children that come now; who measures may have others."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak, self.ended = 0, threading.Event()
+        self.peak, self.ended, self._others = 0, threading.Event(), set(_children())
 
     def run(self) -> None:
         while not self.ended.wait(LOOKED_AT_SECONDS):
-            for children in Path("/proc/self/task").glob("*/children"):
-                for child in children.read_text().split():
-                    self.peak = max(self.peak, _own(Path(f"/proc/{child}/status")))
+            for child in set(_children()) - self._others:
+                self.peak = max(self.peak, _own(Path(f"/proc/{child}/status")))
+
+
+def _children() -> list[str]:
+    found: list[str] = []
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += tasks.read_text().split()
+    return found
 
 
 def _own(status: Path) -> int:
