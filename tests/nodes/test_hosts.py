@@ -143,7 +143,7 @@ def test_node_0_tells_why_one_never_comes_and_those_that_it_has_called_look_for_
     (tmp_path / "looks.py").write_text(looks)
     say(
         ssh,
-        f'[ "$5" = b ] && {{ {does}; }}\nPHASED_CPT_CALLED_BY_NODE_0=1 PYTHONUNBUFFERED=1 {sys.executable} {tmp_path}/looks.py',
+        f'[ "$5" = b ] && {{ {does}; }}\nPHASED_CPT_CALLED_BY_NODE_0=1 PYTHONUNBUFFERED=1 "{sys.executable}" "{tmp_path}/looks.py"',
     )
     with called([Host("a", 1), Host("b", 1), Host("c", 1)], ["run"]) as (b, c):
         b.process.wait(10)
