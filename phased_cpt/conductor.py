@@ -5,7 +5,6 @@ Both doors come through here. `phased-cpt run` brings a launcher, which starts a
 is there and is what it says, whatever any process returned.
 """
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -40,13 +39,13 @@ from phased_cpt.ledger import (
 )
 from phased_cpt.ledger.fingerprint import fingerprint_of
 from phased_cpt.merging import job_of_run, merge
+from phased_cpt.nodes.identity import versions
 from phased_cpt.plan import PhasePlan, Plan, Wanted, make_plan
 from phased_cpt.published import MARKER, published_weights, read_source, require_published
 from phased_cpt.run_dir import CHECKPOINTS, RunDir, copied, publish_file
 from phased_cpt.sealed import Sealed, clear_after, named, newest
 from phased_cpt.stopping import Stopping, heard
 
-VERSIONS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
 BACK_OFF_SECONDS = 5.0  # times the tries so far
 
 
@@ -311,11 +310,6 @@ def smoke_run_dir(plan: Plan) -> RunDir:
 
 
 # What phases are launched with ----------------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    """Of what may move the last digits."""
-    return {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
 def _keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ from phased_cpt.errors import PhasedCptError
 _STAMP = "%Y%m%d_%H%M%S"
 
 CHECKPOINTS = "checkpoints"  # in the folder of a phase, while it is under way
+MERGED_BASE = "merged_base"  # there, too: what it has published, as the next phase starts from it after a merge
 
 # What a run writes into its folder, besides its phases.
 OWN_NAMES = (
@@ -136,7 +137,7 @@ def require_room(folder: Path, needed: int, what: str, mend: str = "") -> None:
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if needed > free + there:
-        said = f"{what} take {_told(needed)}, and {_told(free + there)} are free; make room there"
+        said = f"{what} take {in_bytes(needed)}, and {in_bytes(free + there)} are free; make room there"
         raise PhasedCptError(f"{folder}: {said}{mend}")
 
 
@@ -146,9 +147,10 @@ def disk_failed(error: OSError, folder: Path | None, stands: str = "") -> Phased
     what = ": ".join(filter(None, (place, error.strerror or str(error))))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         there = next(path for path in (Path(place).resolve(), *Path(place).resolve().parents) if path.exists())
-        what += f" ({_told(shutil.disk_usage(there).free)} free); make room, and the same command goes on"
+        what += f" ({in_bytes(shutil.disk_usage(there).free)} free); make room, and the same command goes on"
     return PhasedCptError("; ".join(filter(None, (what, stands))))
 
 
-def _told(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def in_bytes(size: float) -> str:
+    """For a message or a table: 15.2 GB, 38.6 MB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

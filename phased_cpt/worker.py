@@ -22,16 +22,16 @@ from phased_cpt.launchers import CONDUCTOR
 from phased_cpt.launchers.hang import Watchdog
 from phased_cpt.launchers.parents import die_with_the_parent
 from phased_cpt.ledger import rank_lock
-from phased_cpt.model.base import make_random_base
+from phased_cpt.model.base import make_random_base, this_device
 from phased_cpt.model.quiet import quiet
 from phased_cpt.plan import PhasePlan
 from phased_cpt.pulse import CLOSING, Beating
 from phased_cpt.run_dir import disk_failed, publish_file
 from phased_cpt.stopping import heard
 from phased_cpt.tracking import Stretch, WandbSettings, open_sinks
-from phased_cpt.train.engine import Rank, join, meet, swept
+from phased_cpt.train.engine import Rank, device_memory, join, meet, swept
 from phased_cpt.train.phase_run import PhaseRun
-from phased_cpt.train.shortage import memory_is_told
+from phased_cpt.train.shortage import memory_is_told, rows_of
 from phased_cpt.train.watch import Listener, Nobody
 
 
@@ -49,11 +49,11 @@ def train_phase(job: Job, rank: Rank) -> None:
             around.enter_context(Watchdog(job.run.root / phase.folder / "logs", rank.number, patience))
         listener = around.enter_context(listening(job, phase, rank))
         around.callback(pulse.beat, CLOSING)
+        around.enter_context(failing_says_where(phase, pulse))  # last, before anything else is closed
         stop.require_on()
         _require_seen(job)
-        _make_base(
-            job, phase, rank, listener
-        )  # before the arguments of a phase: with ZeRO-3 on, one rank could not alone
+        # Before the arguments of a phase: with ZeRO-3 on, one rank could not alone.
+        _make_base(job, phase, rank, listener)
         run = PhaseRun(job, phase, rank, listener, stop, pulse, to_the_end)
         with memory_is_told(job, phase, run.device, lambda: pulse.where):
             run.load()
@@ -71,15 +71,24 @@ def beating(job: Job, rank: Rank) -> Iterator[Beating]:
         faulthandler.register(signal.SIGUSR2, stacks)
         try:
             yield pulse
-        except Exception as error:
-            error.add_note(f"(in phase {job.phase}, {pulse.where})")
-            raise
         finally:
             faulthandler.unregister(signal.SIGUSR2)
             pulse.close()
     with contextlib.suppress(OSError):
         if not (path := Path(stacks.name)).stat().st_size:
             path.unlink()
+
+
+@contextlib.contextmanager
+def failing_says_where(phase: PhasePlan, pulse: Beating) -> Iterator[None]:
+    """What was being done, on what, for whoever reads a traceback that nobody foresaw."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(in phase {phase.name}, {pulse.where})")
+        with contextlib.suppress(RuntimeError):  # of a GPU that answers no more
+            error.add_note(f"({rows_of(phase)}, {device_memory(this_device())})")
+        raise
 
 
 def _require_seen(job: Job) -> None:

@@ -24,5 +24,4 @@ from phased_cpt.fitting.needs import remember_speed as remember_speed
 from phased_cpt.fitting.phases import Change as Change
 from phased_cpt.fitting.phases import PhaseFit as PhaseFit
 from phased_cpt.fitting.phases import fit as fit
-from phased_cpt.fitting.phases import gigabytes as gigabytes
 from phased_cpt.fitting.spoken import fit_facts as fit_facts

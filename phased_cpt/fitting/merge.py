@@ -9,8 +9,9 @@ from phased_cpt.estimate.merging import MergeRecipe, merge_estimate
 from phased_cpt.estimate.recipe import HALF, SINGLE
 from phased_cpt.fitting.files import config_of
 from phased_cpt.fitting.hardware import Hardware
-from phased_cpt.fitting.phases import TIGHT, Verdict, gigabytes
+from phased_cpt.fitting.phases import TIGHT, Verdict
 from phased_cpt.plan import Plan
+from phased_cpt.run_dir import in_bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _verdict(peak: int, room: int | None) -> tuple[Verdict, str]:
     if room is None:
         return "not known", "the host's memory is not; add --host-memory"
     if peak > room:
-        what = f"{gigabytes(peak)} are needed of the host, and {gigabytes(room)} may be used"
+        what = f"{in_bytes(peak)} are needed of the host, and {in_bytes(room)} may be used"
         return "does not fit", f"{what}; --set merge.enabled=false, and `phased-cpt merge` on a larger one"
     if peak > TIGHT * room:
         return "tight", f"{peak / room:.0%} of what may be used of the host"

@@ -15,6 +15,7 @@ from phased_cpt.fitting.changes import Tried, tried
 from phased_cpt.fitting.files import chosen_file, config_of, recipe_for
 from phased_cpt.fitting.hardware import Hardware
 from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.run_dir import in_bytes
 
 Verdict = Literal["fits", "tight", "does not fit", "not known"]
 
@@ -85,7 +86,7 @@ def _verdict(device: Estimate, host: Estimate, hardware: Hardware) -> tuple[Verd
         if found.peak > room:
             return (
                 "does not fit",
-                f"{gigabytes(found.peak)} are needed of the {what}, and {gigabytes(room)} may be used",
+                f"{in_bytes(found.peak)} are needed of the {what}, and {in_bytes(room)} may be used",
             )
     for what, found, room in _rooms(device, host, hardware, of_device):
         if found.peak > TIGHT * room:
@@ -98,10 +99,6 @@ def _rooms(device: Estimate, host: Estimate, hardware: Hardware, of_device: str)
         yield of_device, device, hardware.room
     if hardware.host_bytes:  # of a machine that is only spoken of it may not be known
         yield "host", host, hardware.host_room
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
 
 
 # What would make it fit -----------------------------------------------------------------------------------------------

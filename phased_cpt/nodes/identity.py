@@ -13,6 +13,7 @@ import phased_cpt
 from phased_cpt.plan import Plan
 from phased_cpt.resolved import every_value
 
+# What may move the last digits, or has other arguments in another release.
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
 OF_A_NODE = ("launch.", "run.output_dir", "run.dir", "run.cache_dir", "tracking.")  # node 0's hold; they may differ
 SHOWN = 5  # differences
@@ -37,11 +38,15 @@ def identity_of(plan: Plan | None) -> Identity:
     return Identity(socket.gethostname(), code(), settings)
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries that train."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 @functools.cache
 def code() -> dict[str, str]:
     """What is run here, to the byte."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **versions, "phased_cpt": _own_digest()}
+    return {"python": platform.python_version(), **versions(), "phased_cpt": _own_digest()}
 
 
 def _own_digest() -> str:

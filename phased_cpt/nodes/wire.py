@@ -31,11 +31,6 @@ class Wire:
         for work in (self._read, self._beat):
             threading.Thread(target=work, name="wire", daemon=True).start()
 
-    @property
-    def here(self) -> str:
-        """The address of this end."""
-        return str(self._connection.getsockname()[0])
-
     def send(self, **message: Any) -> None:
         """To whoever is there; that nobody is, shows when it is read from."""
         with self._sending, contextlib.suppress(OSError):

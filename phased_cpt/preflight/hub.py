@@ -5,7 +5,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub import errors as hub_errors
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,10 +16,8 @@ from huggingface_hub.errors import (
 from phased_cpt.bases import UNWANTED, WANTED, Base, find_base
 from phased_cpt.data.files import is_hub_id
 from phased_cpt.errors import InputError
+from phased_cpt.fitting.files import PATIENCE_SECONDS, TRANSPORT
 from phased_cpt.plan import Plan
-
-PATIENCE_SECONDS = 10.0
-HTTPError: type[Exception] = vars(hub_errors)["HTTPError"]  # of its transport: httpx, or httpx2, by release
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def base_of(plan: Plan, root: Path, cache: Path) -> Base:
         info = HfApi(endpoint=constants.ENDPOINT).model_info(
             model.name, revision=model.revision, timeout=PATIENCE_SECONDS, files_metadata=True
         )
-    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (TRANSPORT, OfflineModeIsEnabled, OSError) as error:
         raise _refused(model.name, model.revision, error) from None
     files = {each.rfilename: each.size or 0 for each in info.siblings or () if _is_wanted(each.rfilename)}
     missing = {name: size for name, size in files.items() if not _is_here(model.name, name, info.sha)}

@@ -11,7 +11,8 @@ from phased_cpt.doors import ranks_of_this_node
 from phased_cpt.fitting import making_bytes
 from phased_cpt.preflight.gpus import Gpu
 from phased_cpt.preflight.scene import Scene
-from phased_cpt.preflight.seen import Seen, fail, gigabytes, ok, skip, warn
+from phased_cpt.preflight.seen import Seen, fail, ok, skip, warn
+from phased_cpt.run_dir import in_bytes
 from phased_cpt.tables.words import counted
 
 NO_GPU = "there is no GPU, so this cannot be looked at"
@@ -46,7 +47,7 @@ def gpu_memory(scene: Scene) -> Iterator[Seen]:
     others = "end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
     yield from (warn(what, others) for what in taken)
     if not taken:
-        yield ok(f"{gigabytes(min(gpu.free for gpu in used))} free on each, and nobody else is at work there")
+        yield ok(f"{in_bytes(min(gpu.free for gpu in used))} free on each, and nobody else is at work there")
 
 
 def torch(scene: Scene) -> Iterator[Seen]:
@@ -109,11 +110,11 @@ def limits(scene: Scene) -> Iterator[Seen]:
         if count < enough
     ]
     if (virtual := _limit(resource.RLIMIT_AS)) < 2**63:
-        what = f"{gigabytes(virtual)} of virtual memory (ulimit -v), of which torch takes far more than of memory"
+        what = f"{in_bytes(virtual)} of virtual memory (ulimit -v), of which torch takes far more than of memory"
         few.append(warn(what, "ulimit -v unlimited"))
     locked = _limit(resource.RLIMIT_MEMLOCK)
     if locked < SHARED_BYTES and scene.gpus.given() and scene.ranks_here.given() > 1:
-        few.append(warn(f"{gigabytes(locked)} of memory can be locked, which InfiniBand needs", "ulimit -l unlimited"))
+        few.append(warn(f"{in_bytes(locked)} of memory can be locked, which InfiniBand needs", "ulimit -l unlimited"))
     yield from few or [ok(f"{files:,} open files")]
 
 
@@ -121,18 +122,18 @@ def shared_memory(scene: Scene) -> Iterator[Seen]:
     """Where NCCL and gloo, and the workers of a DataLoader, pass on what they share."""
     free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
     if free >= SHARED_BYTES or scene.ranks_here.given() == 1:
-        yield ok(f"{gigabytes(free)} free in {SHM}")
+        yield ok(f"{in_bytes(free)} free in {SHM}")
         return
     fix = "start the container with --shm-size=16g (or --ipc=host), or delete what others have left there"
-    yield warn(f"{gigabytes(free)} free in {SHM}, for {scene.ranks_here.given()} ranks", fix)
+    yield warn(f"{in_bytes(free)} free in {SHM}, for {scene.ranks_here.given()} ranks", fix)
 
 
 def memory(scene: Scene) -> Iterator[Seen]:
     """What each phase needs of a GPU, or of the host where there is none; and what would make it fit."""
     for each in scene.fits.made():
         needed = each.device.peak or each.host.peak
-        what = f"{each.phase}: {gigabytes(needed)} a rank ({each.file}), {each.verdict}"
-        fixes = [f"{change} ({gigabytes(change.bytes)})" for change in each.changes]
+        what = f"{each.phase}: {in_bytes(needed)} a rank ({each.file}), {each.verdict}"
+        fixes = [f"{change} ({in_bytes(change.bytes)})" for change in each.changes]
         fix = "; or ".join(fixes) or "a smaller model, or more memory"
         if each.verdict == "does not fit":
             yield fail(f"{what}: {each.why}", fix)
@@ -141,7 +142,7 @@ def memory(scene: Scene) -> Iterator[Seen]:
         elif each.verdict == "not known":
             yield skip(f"{what}: {each.why}")
         else:
-            yield ok(f"{what} in {gigabytes(each.room)}" if each.room else what)
+            yield ok(f"{what} in {in_bytes(each.room)}" if each.room else what)
 
 
 def merge_memory(scene: Scene) -> Iterator[Seen]:
@@ -150,10 +151,10 @@ def merge_memory(scene: Scene) -> Iterator[Seen]:
     if found is None:
         yield ok("merge.enabled is false")
         return
-    what = f"{gigabytes(found.host.peak)} of the host, {found.verdict}"
+    what = f"{in_bytes(found.host.peak)} of the host, {found.verdict}"
     fix = "--set merge.enabled=false, and `phased-cpt merge` on a machine with more memory"
     if found.verdict == "fits":
-        yield ok(f"{what} in {gigabytes(found.room)}" if found.room else what)
+        yield ok(f"{what} in {in_bytes(found.room)}" if found.room else what)
     elif found.verdict == "not known":
         yield skip(f"{found.verdict}: {found.why}")
     else:
@@ -167,9 +168,9 @@ def host_memory(scene: Scene) -> Iterator[Seen]:
     needed, free = most.host.peak * ranks, available_bytes()
     made = making_bytes(scene.base.given())
     if made > free:
-        what = f"random weights are made first, {gigabytes(made)} in fp32, and {gigabytes(free)} are available now"
+        what = f"random weights are made first, {in_bytes(made)} in fp32, and {in_bytes(free)} are available now"
         yield fail(what, "a smaller model.from_config, model.name of one that exists, or a machine with more memory")
-    what = f"{most.phase}: {gigabytes(needed)} for {counted(ranks, 'rank')}, {gigabytes(free)} available now"
+    what = f"{most.phase}: {in_bytes(needed)} for {counted(ranks, 'rank')}, {in_bytes(free)} available now"
     if needed <= free:
         yield ok(what)
     else:
@@ -191,7 +192,7 @@ def _taken(gpu: Gpu) -> str | None:
     others = [str(work) for work in gpu.at_work if work.pid != str(os.getpid())]
     if not others and (not gpu.total or gpu.free >= FREE_SHARE * gpu.total):
         return None
-    free = f"GPU {gpu.index}: {gigabytes(gpu.free)} of {gigabytes(gpu.total)} free"
+    free = f"GPU {gpu.index}: {in_bytes(gpu.free)} of {in_bytes(gpu.total)} free"
     return f"{free}; {', '.join(others)}" if others else free
 
 

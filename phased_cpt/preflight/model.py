@@ -9,7 +9,8 @@ from phased_cpt.config.allowed import nearest
 from phased_cpt.plan import PhasePlan
 from phased_cpt.preflight.hub import RemoteBase
 from phased_cpt.preflight.scene import Scene
-from phased_cpt.preflight.seen import Seen, fail, gigabytes, ok, skip, warn
+from phased_cpt.preflight.seen import Seen, fail, ok, skip, warn
+from phased_cpt.run_dir import in_bytes
 
 # Their places are rows of a table, so there are no others; the rest turn by an angle, and only grow worse.
 LEARNED_POSITIONS = ("gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "opt", "biogpt", "xglm")
@@ -21,7 +22,7 @@ def base(scene: Scene) -> Iterator[Seen]:
     found, model = scene.base.made(), scene.plan.config.model
     if isinstance(found, RemoteBase):
         what = (
-            f"{model.name}, commit {(found.commit or '')[:12]}: the run downloads {gigabytes(found.to_download)} first"
+            f"{model.name}, commit {(found.commit or '')[:12]}: the run downloads {in_bytes(found.to_download)} first"
         )
         yield warn(what, f"hf download {model.name}, where the network is faster or the GPUs are not waiting")
     elif found.shape is not None:
@@ -29,7 +30,7 @@ def base(scene: Scene) -> Iterator[Seen]:
     else:
         where = f"commit {found.commit[:12]} in the hub's cache" if found.commit else found.folder
         adapter = f", with the adapter {found.adapter}" if found.adapter else ""
-        yield ok(f"{model.name}: {gigabytes(found.size_bytes)}, {where}{adapter}")
+        yield ok(f"{model.name}: {in_bytes(found.size_bytes)}, {where}{adapter}")
 
 
 def tokenizer(scene: Scene) -> Iterator[Seen]:

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from phased_cpt.children import HERE
+from phased_cpt.nodes.identity import PACKAGES
 from phased_cpt.plan import Plan
 from phased_cpt.preflight.plan import offloads
 from phased_cpt.preflight.scene import Scene
@@ -20,8 +21,6 @@ PINS = HERE / "constraints.txt"  # in a checkout; a wheel has only the ranges
 ALWAYS = ("torch", "transformers", "peft", "accelerate", "deepspeed", "safetensors", "tokenizers", "huggingface-hub")
 ATTENTION = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
 NEVER_STOPS = ("wandb", "tensorboard")  # a sink that is missing is told once, and training goes on
-# The last digits, and the names of arguments, move with these: a newer release than the tested one is told.
-TESTED = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
 
 
 def packages(scene: Scene) -> Iterator[Seen]:
@@ -81,7 +80,7 @@ def _package(name: str, allowed: Requirement | None, pin: str | None) -> Seen | 
         return fail(f"{name} is not installed", install)
     if allowed and not allowed.specifier.contains(found, prereleases=True):
         return fail(f"{name} {found} is installed, and {allowed.specifier} is needed", install)
-    if pin and name in TESTED and Version(found).release[:2] > Version(pin).release[:2]:
+    if pin and name in PACKAGES and Version(found).release[:2] > Version(pin).release[:2]:
         found = f"{name} {found} is newer than the {pin} that this release was tested with"
         return warn(found, f'pip install "{name}=={pin}", if something is odd')
     return None

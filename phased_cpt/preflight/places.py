@@ -13,7 +13,8 @@ from phased_cpt.errors import InputError
 from phased_cpt.ledger import holder_of, next_archive, read_record, reconcile
 from phased_cpt.preflight.hub import RemoteBase
 from phased_cpt.preflight.scene import Scene, Skipped
-from phased_cpt.preflight.seen import Seen, fail, gigabytes, ok, warn
+from phased_cpt.preflight.seen import Seen, fail, ok, warn
+from phased_cpt.run_dir import in_bytes
 
 LATE_SECONDS = 60.0  # between the clock of a file system and ours: NFS servers have one of their own
 # A clock that was reset says 1970; names and times of runs would go backwards.
@@ -95,7 +96,7 @@ def disk(scene: Scene) -> Iterator[Seen]:
     for held in disks.values():
         place, needed = there(held[0][1]), sum(size for _, _, size in held)
         free, largest = free_bytes(place), max(held, key=lambda need: need[2])
-        what = f"{place}: {gigabytes(needed)} of {gigabytes(free)} free (most of it {largest[0]})"
+        what = f"{place}: {in_bytes(needed)} of {in_bytes(free)} free (most of it {largest[0]})"
         if needed > free:
             fix = "make room, another run.output_dir, a lower checkpoint.keep, or merge.enabled: false"
             yield fail(what, fix)

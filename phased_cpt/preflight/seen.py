@@ -46,7 +46,3 @@ def told(text: str, verdict: Verdict = "fail") -> Seen:
     if found and "\n" not in text:
         return Seen(verdict, found, fix)
     return Seen(verdict, text, MEANT if verdict == "warn" else AGAIN)
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

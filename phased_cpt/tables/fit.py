@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from phased_cpt.run_dir import in_bytes
 from phased_cpt.tables.words import counted
 
 STYLES = {"fits": "green", "tight": "bold yellow", "does not fit": "bold red", "not known": "bold yellow"}
@@ -41,16 +42,16 @@ def _verdict(found: Facts) -> Text:
 
 def _hardware(hardware: Facts) -> RenderableType:
     nodes = f" on {counted(hardware['nodes'], 'node')}" if hardware["nodes"] > 1 else ""
-    gpus = f"a GPU of {_bytes(hardware['gpu_bytes'])} each" if hardware["gpu_bytes"] is not None else "no GPU"
-    host = f"{_bytes(hardware['host_bytes'])} of memory" if hardware["host_bytes"] else "a host that is not judged"
+    gpus = f"a GPU of {in_bytes(hardware['gpu_bytes'])} each" if hardware["gpu_bytes"] is not None else "no GPU"
+    host = f"{in_bytes(hardware['host_bytes'])} of memory" if hardware["host_bytes"] else "a host that is not judged"
     return Text(f"{counted(hardware['ranks'], 'rank')}{nodes}, {gpus}, {host}\n")
 
 
 def _estimate(estimate: Facts) -> tuple[str, str]:
     """The peak with the moment that it is at, and what it is made of, the largest first."""
     parts = sorted(estimate["parts"].items(), key=lambda part: -part[1])
-    shown = [f"{name} {_bytes(size)}" for name, size in parts if size > 0.01 * estimate["peak"]]
-    return f"{_bytes(estimate['peak'])}\n{WHEN.get(estimate['at'], '')}", "\n".join(shown)
+    shown = [f"{name} {in_bytes(size)}" for name, size in parts if size > 0.01 * estimate["peak"]]
+    return f"{in_bytes(estimate['peak'])}\n{WHEN.get(estimate['at'], '')}", "\n".join(shown)
 
 
 WHEN = {
@@ -82,15 +83,11 @@ def _changes(facts: Facts) -> Iterator[RenderableType]:
         yield Text.assemble("\n", (", ".join(names), "bold cyan"), f" {what}")
         for change in changes:
             tight = ", which is tight" if change["verdict"] == "tight" else ""
-            yield Text(f"  {' '.join(change['set'])}   ({_bytes(change['bytes'])}{tight})")
+            yield Text(f"  {' '.join(change['set'])}   ({in_bytes(change['bytes'])}{tight})")
 
 
 def _margin(hardware: Facts) -> str:
-    room = f"{_bytes(hardware['room_bytes'])} of it may be used"
+    room = f"{in_bytes(hardware['room_bytes'])} of it may be used"
     if hardware["gpu_bytes"] is None:
-        return f"of its share of the memory a process may use {_bytes(hardware['room_bytes'])}"
+        return f"of its share of the memory a process may use {in_bytes(hardware['room_bytes'])}"
     return f"of a GPU {room}: the rest is for CUDA's own and for what the allocator cannot give"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from phased_cpt.run_dir import in_bytes
 from phased_cpt.tables.words import counted
 
 STYLES = {"ok": "green", "skip": "dim", "warn": "bold yellow", "fail": "bold red"}
@@ -38,12 +39,12 @@ def _hardware(fit: Facts) -> RenderableType:
     hardware, gpus = fit["hardware"], fit["gpus"] or []
     if hardware is None:
         return Text("hardware: not known", style="dim")
-    each = f" of {_gigabytes(hardware['gpu_bytes'])}" if hardware["gpu_bytes"] else ""
+    each = f" of {in_bytes(hardware['gpu_bytes'])}" if hardware["gpu_bytes"] else ""
     named = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
     where = f"{named}{each}" if gpus else "no GPU"
     nodes = f" on {counted(hardware['nodes'], 'node')}" if hardware["nodes"] > 1 else ""
     return Text(
-        f"{counted(hardware['ranks'], 'rank')}{nodes} · {where} · {_gigabytes(hardware['host_bytes'])} of memory\n"
+        f"{counted(hardware['ranks'], 'rank')}{nodes} · {where} · {in_bytes(hardware['host_bytes'])} of memory\n"
     )
 
 
@@ -60,7 +61,7 @@ def _phases(fit: Facts) -> RenderableType | None:
         table.add_row(
             Text(each["phase"], style="bold cyan"),
             f"{each['file']} (ZeRO-{each['zero_stage']})",
-            *(_gigabytes(each[place]["peak"]) for place in places),
+            *(in_bytes(each[place]["peak"]) for place in places),
             each["verdict"],
             _time(times.get(each["phase"])),
         )
@@ -76,9 +77,5 @@ def _time(time: Facts | None) -> Text:
 def _disk(fit: Facts) -> RenderableType | None:
     if not fit["disk"]:
         return None
-    parts = " · ".join(f"{_gigabytes(need['bytes'])} {need['what']}" for need in fit["disk"] if need["bytes"])
-    return Text(f"\ndisk: {_gigabytes(sum(need['bytes'] for need in fit['disk']))} at the most: {parts}")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+    parts = " · ".join(f"{in_bytes(need['bytes'])} {need['what']}" for need in fit["disk"] if need["bytes"])
+    return Text(f"\ndisk: {in_bytes(sum(need['bytes'] for need in fit['disk']))} at the most: {parts}")

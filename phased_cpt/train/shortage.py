@@ -9,10 +9,11 @@ import torch
 
 from phased_cpt.bases import Base
 from phased_cpt.errors import PhasedCptError
-from phased_cpt.fitting import Hardware, PhaseFit, fit, gigabytes, hardware_here
+from phased_cpt.fitting import Hardware, PhaseFit, fit, hardware_here
 from phased_cpt.job import Job
 from phased_cpt.launchers import place_of_ranks
 from phased_cpt.plan import PhasePlan
+from phased_cpt.run_dir import in_bytes
 from phased_cpt.train.engine import device_memory
 
 SHOWN = 5  # parts of an estimate
@@ -29,10 +30,13 @@ def memory_is_told(job: Job, phase: PhasePlan, device: torch.device, where: Call
         named = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not named and "can't allocate memory" not in str(error):
             raise
-        training, data = phase.settings.training, phase.settings.data
-        rows = f"{training.micro_batch_size} rows of {data.max_tokens} tokens"
-        what = f"out of memory in phase {phase.name}, {where()}: {rows}, {device_memory(device)}"
+        what = f"out of memory in phase {phase.name}, {where()}: {rows_of(phase)}, {device_memory(device)}"
         raise PhasedCptError("\n".join([what, *_advice(job, phase)])) from error
+
+
+def rows_of(phase: PhasePlan) -> str:
+    """What a rank computes at once."""
+    return f"{phase.settings.training.micro_batch_size} rows of {phase.settings.data.max_tokens} tokens"
 
 
 def _advice(job: Job, phase: PhasePlan) -> Iterator[str]:
@@ -43,15 +47,15 @@ def _advice(job: Job, phase: PhasePlan) -> Iterator[str]:
         found = _fit(job, phase, hardware)
         needed = found.device if found.device.peak else found.host  # without a GPU it is all of the host
         largest = sorted(needed.parts.items(), key=lambda part: -part[1])[:SHOWN]
-        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
-        room = f"of {gigabytes(hardware.room)} that may be used"
-        estimated = f"estimated for each rank: {gigabytes(needed.peak)} {room} ({parts})"
+        parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in largest)
+        room = f"of {in_bytes(hardware.room)} that may be used"
+        estimated = f"estimated for each rank: {in_bytes(needed.peak)} {room} ({parts})"
         changes = _fit(job, phase, _smaller(hardware, needed.peak)).changes
     except Exception:  # nothing is known of this model, or of this machine
         yield f"try {USUAL}"
         return
     yield estimated if needed.peak else f"nothing could be estimated: {found.why}"
-    yield from (f"would need {gigabytes(change.bytes)}: {change}" for change in changes)
+    yield from (f"would need {in_bytes(change.bytes)}: {change}" for change in changes)
     if not changes:
         yield f"try {USUAL}"
 

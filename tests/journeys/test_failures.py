@@ -224,8 +224,11 @@ def test_when_there_is_nothing_left_to_do_every_rank_leaves_at_once(tiny: Tiny, 
 def test_a_rank_of_the_first_door_that_fails_without_a_message_leaves_its_traceback_in_its_log(
     tiny: Tiny, ran: Ran, zygote: Zygote
 ) -> None:
-    with pytest.raises(PhasedCptError, match=r"^RuntimeError: an apple \(in phase foundation, step 0, [a-z ]+\)"):
+    with pytest.raises(
+        PhasedCptError, match=r"^RuntimeError: an apple \(in phase foundation, step 0, [a-z ]+\)"
+    ) as failure:
         ran(short(tiny), door=ForkedJobs(zygote, 2, f"{HERE}:faulty", ("an apple", 1)))
+    assert re.search(r"\(2 rows of 128 tokens, [\d.]+ GiB of host memory available\)", str(failure.value))
     logs = Path("run/phase1_foundation/logs")
     assert "Traceback" in (logs / "rank1.log").read_text()
     assert published() == []
@@ -259,7 +262,7 @@ def test_out_of_memory_is_told_with_what_to_change(tiny: Tiny, ran: Ran, zygote:
     told, estimated, *advice = message.splitlines()
     assert told.startswith("out of memory in phase foundation, step 1, training: 32 rows of 128 tokens, ")
     assert told.endswith("GiB of host memory available")
-    assert re.fullmatch(r"estimated for each rank: 0.\d GB of \d+.\d GB that may be used \(\w.+ GB\)", estimated)
+    assert re.fullmatch(r"estimated for each rank: [\d.]+ MB of [\d.]+ GB that may be used \(\w.+ MB\)", estimated)
     assert any("training.micro_batch_size" in line for line in advice), advice
     assert published() == []
     enough = ForkedJobs(zygote, 2, program=f"{HERE}:with_little_memory", first=(16 * 2**30,))
