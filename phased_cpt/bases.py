@@ -224,7 +224,12 @@ def _require_adapter(folder: Path, plan: Plan) -> None:
         raise InputError(f"model.adapter: {folder} is a {has.get('peft_type')} adapter; LoRA is needed")
     phase = plan.phases[0]
     lora: Lora = phase.settings.lora
-    pairs: dict[str, tuple[Any, Any]] = {"r": (lora.r, has.get("r")), "alpha": (lora.alpha, has.get("lora_alpha"))}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "r": (lora.r, has.get("r")),
+        "alpha": (lora.alpha, has.get("lora_alpha")),
+        "use_rslora": (lora.use_rslora, has.get("use_rslora", False)),
+        "use_dora": (lora.use_dora, has.get("use_dora", False)),
+    }
     targets = has.get("target_modules")
     if isinstance(targets, list) and lora.target_modules != "auto":
         pairs["target_modules"] = (sorted(lora.target_modules), sorted(targets))

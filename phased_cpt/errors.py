@@ -6,6 +6,7 @@ PhasedCptError            1   the family; its text is all that a user sees
 ├── PreflightFailed       3   a check before the launch says that it would fail
 ├── LedgerRefuses         4   what was done no longer matches what is asked for
 ├── Diverged              5   training left the numbers
+├── GateClosed            6   a phase does not hold what its gate asks for
 ├── Interrupted          75   stopped from outside; the same command goes on
 └── RunIsBusy             1   another run holds the folder
 """
@@ -69,6 +70,12 @@ class Diverged(PhasedCptError):  # noqa: N818
         where = f" (blocks {shown}; `phased-cpt prepare --inspect PHASE:N` shows one)" if blocks else ""
         mend = "try a lower training.learning_rate, a longer warm-up, or model.precision bf16 in place of fp16"
         super().__init__(f"step {step}: {what} is not finite{where}; nothing of this step was kept. {mend}")
+
+
+class GateClosed(PhasedCptError):  # noqa: N818
+    """A phase is trained, and is not published: it taught too little, or made too much forgotten."""
+
+    exit_code = 6
 
 
 class Interrupted(PhasedCptError):  # noqa: N818

@@ -4,7 +4,7 @@ conductor ─ <phase folder>/job.json ─ every rank, which looks up nothing els
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,23 @@ class Start:
 
     base: str  # a folder; of random weights it is made by the ranks
     shape: dict[str, Any] | None  # of the random weights
-    adapter: str | None
+    adapter: str | None  # that is trained further; a fresh one, without
     digest: str  # of it all
     base_digest: str
     commit: str | None = None  # of a base from the hub
+    below: tuple[str, ...] = ()  # adapters that stay as they are
+    optimizer: str | None = None  # what it knew at the end of the phase before, where that is carried on
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured around a phase, besides its own held-out documents as it goes."""
+
+    sets: dict[str, tuple[str, int]] = field(default_factory=dict)  # of the matrix: block index, rows at once
+    before: bool = False  # row 0 of the matrix
+    after: bool = False  # the row of what is published
+    best_so_far: dict[str, float] = field(default_factory=dict)  # of each earlier set: what a gate holds it against
+    prompts: int = 0  # that are continued, for the report
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,12 @@ class Job:
     ranks: int
     phase: str
     fingerprint: str
-    prepared: dict[str, tuple[int, int]]  # blocks and trained tokens of an epoch of each phase
+    prepared: dict[str, tuple[int, int, float | None]]  # of each phase: see schedule.Prepared
     train: str  # the folder of its block index
-    evaluated: dict[str, str]  # the block index of each set of held-out rows
+    evaluated: dict[str, str]  # as it goes: the block index of each set of held-out rows
     start: Start
     deepspeed: dict[str, Any]  # filled
+    measure: Measure = Measure()
     resume: str | None = None  # the checkpoint that it goes on from, and
     begin: int = 0  # its step
     stop_after: int | None = None  # step, of --steps-today
@@ -79,7 +93,8 @@ class Job:
     @classmethod
     def parse(cls, text: str) -> "Job":
         values = json.loads(text)
-        return cls(**values | {"start": Start(**values["start"])})
+        start, measure = Start(**values["start"]), Measure(**values["measure"])
+        return cls(**values | {"start": start, "measure": measure})
 
     def text(self) -> str:
         return json.dumps(asdict(self))

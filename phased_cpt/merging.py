@@ -12,19 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from phased_cpt.bases import Base, find_base, find_weights, require_base_of
+from phased_cpt.bases import Base, find_weights, require_base_of
 from phased_cpt.children import command
 from phased_cpt.config import RunConfig, from_record
-from phased_cpt.config.allowed import nearest
-from phased_cpt.data.prepare import cache_folder
-from phased_cpt.errors import InputError, Interrupted, LedgerRefuses, PhasedCptError
+from phased_cpt.errors import InputError, Interrupted, PhasedCptError
 from phased_cpt.launchers import CONDUCTOR
-from phased_cpt.ledger import Adapter, PhaseRecord, read_record, run_lock
+from phased_cpt.ledger import Adapter, PhaseRecord
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.merged_folder import alone, clear_left, digest_beside, is_whole, read_marker, require_free
 from phased_cpt.plan import Plan
-from phased_cpt.published import read_source, require_published, source_of, weights_digest
-from phased_cpt.run_dir import RunDir
+from phased_cpt.published import read_source, source_of, weights_digest
 from phased_cpt.stopping import heard
 
 FORMAT = 1
@@ -59,6 +56,7 @@ class MergeJob:
     output: str
     dtype: str  # auto: as the base is kept
     max_shard_size: int
+    toward: Layer | None = None  # other whole weights of this base, and how far it is moved to them
     four_bits: FourBitBase | None = None
     base_kind: str = "auto"  # of a base in 4 bits: bf16, dequantized, or the better of both
     tokenizer: str | None = None  # a folder
@@ -73,14 +71,16 @@ class MergeJob:
         layers = [[each.digest, each.scale] for each in self.adapters]
         four_bits = asdict(self.four_bits) if self.four_bits else None
         parts = [FORMAT, self.base_digest, layers, self.dtype, self.max_shard_size, four_bits, self.beside]
-        return digest_of([*parts, self.base_kind if four_bits else None])
+        moved = [[self.toward.digest, self.toward.scale]] if self.toward else []
+        return digest_of([*parts, self.base_kind if four_bits else None, *moved])
 
     @classmethod
     def parse(cls, text: str) -> "MergeJob":
         values = json.loads(text)
         four_bits = values["four_bits"] and FourBitBase(**values["four_bits"])
         layers = tuple(Layer(**each) for each in values["adapters"])
-        return cls(**values | {"adapters": layers, "four_bits": four_bits})
+        toward = values["toward"] and Layer(**values["toward"])
+        return cls(**values | {"adapters": layers, "four_bits": four_bits, "toward": toward})
 
 
 @dataclass(frozen=True)
@@ -90,36 +90,6 @@ class Merged:
     folder: Path
     facts: dict[str, Any]
     now: bool
-
-
-def merge_published(
-    plan: Plan, run_dir: RunDir, phase: str | None = None, output: Path | None = None, base_is_named: bool = False
-) -> Merged:
-    """What a phase of a run has published, or the last of them, merged now."""
-    with heard(), run_lock(run_dir):
-        record = read_record(run_dir)
-        done = [each for each in record.phases if each.published is not None] if record else []
-        if not done:
-            raise InputError(f"{run_dir.root}: no phase has published anything yet; run it first")
-        names = [each.name for each in done]
-        if phase is not None and phase not in names:
-            raise InputError(f"--phase {phase}: has published nothing{nearest(phase, names)} ({', '.join(names)} has)")
-        chosen = done[names.index(phase)] if phase else done[-1]
-        if output is None and chosen.name != plan.phases[-1].name:
-            what = f"{run_dir.root}: {chosen.name} is not its last phase, and merged it is not the model of the run"
-            raise InputError(f"{what}; go on with `phased-cpt run`, or say where it should go with --out")
-        root = run_dir.root.resolve()
-        base = find_base(plan, root, cache_folder(plan))
-        assert chosen.published is not None
-        if base_is_named and chosen.published.folder:
-            what = f"{chosen.name} stands on the whole weights of an earlier phase, which are in the run folder"
-            raise InputError(f"--base: {what}; leave it out")
-        if not chosen.published.folder and base.digest != chosen.published.base:
-            raise LedgerRefuses(
-                f"{base.folder}: this is not the base that the run was trained on; name that with --base"
-            )
-        require_published(root, chosen.published)
-        return merge(job_of_run(plan, root, base, chosen, output), thorough=True)
 
 
 def job_of_run(plan: Plan, root: Path, base: Base, phase: PhaseRecord, output: Path | None = None) -> MergeJob:
@@ -176,29 +146,40 @@ def merge_folders(
     base: str, adapters: Sequence[Path], output: Path, overrides: Sequence[str], tell: Callable[[str], None]
 ) -> Merged:
     """A base and adapters from anywhere."""
-    config = from_record({"model": {"name": base}}, "--base", overrides).config
     with heard():
-        folder, commit = find_weights(base, None, "--base")
-        for unknown in (require_base_of(each, folder, commit) for each in adapters):
-            if unknown:
-                tell(unknown)
-        has_tokenizer = (each for each in (*adapters[::-1], folder) if (each / "tokenizer_config.json").exists())
-        tokenizer = next(has_tokenizer, folder).resolve()
-        job = MergeJob(
-            base=str(folder),
-            base_digest=weights_digest(folder),
-            adapters=tuple(Layer(str(each.resolve()), weights_digest(each)) for each in adapters),
-            output=str(output.absolute()),
-            dtype=config.merge.dtype,
-            max_shard_size=config.merge.max_shard_size,
-            four_bits=_kept_in(adapters, config),
-            base_kind=config.merge.base,
-            tokenizer=str(tokenizer),
-            beside=digest_beside(tokenizer, folder),
-            trust_remote_code=config.model.trust_remote_code,
-            lineage={"base": base, "commit": commit},
-        )
-        return merge(job, thorough=True)
+        return merge(job_of_folders(base, [(each, 1.0) for each in adapters], output, overrides, tell), thorough=True)
+
+
+def job_of_folders(
+    base: str,
+    adapters: Sequence[tuple[Path, float]],
+    output: Path,
+    overrides: Sequence[str],
+    tell: Callable[[str], object],
+) -> MergeJob:
+    """A base and adapters from anywhere, each as strong as is said."""
+    config = from_record({"model": {"name": base}}, "--base", overrides).config
+    folder, commit = find_weights(base, None, "--base")
+    folders = [each for each, _ in adapters]
+    for unknown in (require_base_of(each, folder, commit) for each in folders):
+        if unknown:
+            tell(unknown)
+    has_tokenizer = (each for each in (*folders[::-1], folder) if (each / "tokenizer_config.json").exists())
+    tokenizer = next(has_tokenizer, folder).resolve()
+    return MergeJob(
+        base=str(folder),
+        base_digest=weights_digest(folder),
+        adapters=tuple(Layer(str(each.resolve()), weights_digest(each), scale) for each, scale in adapters),
+        output=str(output.absolute()),
+        dtype=config.merge.dtype,
+        max_shard_size=config.merge.max_shard_size,
+        four_bits=_kept_in(folders, config),
+        base_kind=config.merge.base,
+        tokenizer=str(tokenizer),
+        beside=digest_beside(tokenizer, folder),
+        trust_remote_code=config.model.trust_remote_code,
+        lineage={"base": base, "commit": commit},
+    )
 
 
 def _kept_in(adapters: Sequence[Path], config: RunConfig) -> FourBitBase | None:
@@ -221,7 +202,8 @@ def merge(job: MergeJob, *, thorough: bool = False) -> Merged:
         if facts is not None and facts["digest"] == job.digest and is_whole(output, facts, thorough=thorough):
             clear_left(output)
             return Merged(output, facts, now=False)
-        require_free(output, [Path(job.base), *(Path(each.folder) for each in job.adapters)])
+        moved = [job.toward] if job.toward else []
+        require_free(output, [Path(job.base), *(Path(each.folder) for each in (*job.adapters, *moved))])
         _run(job)
         facts = read_marker(output)
     if facts is None or facts["digest"] != job.digest:

@@ -17,6 +17,7 @@ from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, sha
 
 FEW_STEPS = 100  # below this a warm-up is a handful of steps and evaluations every 50 steps hardly happen
 LARGE_SCALE = 8  # of an adapter; the learning rates in use are tuned for 2
+LARGE_RATE = 5e-3  # of any matrix of an adapter
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,22 @@ class Start:
     base: str | None = None
     adapter: str | None = None
     phase: str | None = None
-    form: str = "base"  # of what that phase published: its adapter, its adapter merged into a base, or a base
+    form: str = "base"  # of what that phase published: its adapter, that merged or frozen below a new one, or a base
 
     def __str__(self) -> str:
         if self.phase is None:
             return " + ".join(filter(None, (self.base or "random weights", self.adapter)))
-        return {"adapter": f"{self.phase}'s adapter", "merged": f"{self.phase}, merged"}.get(
-            self.form, f"the base that {self.phase} trained"
-        )
+        forms = {
+            "adapter": f"{self.phase}'s adapter",
+            "merged": f"{self.phase}, merged",
+            "stacked": f"a fresh adapter on {self.phase}'s",
+        }
+        return forms.get(self.form, f"the base that {self.phase} trained")
+
+    @property
+    def handover(self) -> str:
+        """How the phase before has handed over."""
+        return {"merged": "merge", "stacked": "stack"}.get(self.form, "continue")
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,12 @@ class PhasePlan:
 
     @property
     def fresh_adapter(self) -> bool:
-        return self.settings.lora.enabled and self.settings.from_base
+        return self.settings.lora.enabled and (self.settings.from_base or self.settings.stacked)
+
+    @property
+    def carries(self) -> bool:
+        """It goes on with the optimizer of the phase before."""
+        return self.number > 1 and self.settings.training.optimizer_at_start == "carry"
 
     @property
     def global_rows(self) -> int | None:
@@ -90,14 +104,18 @@ class PhasePlan:
         if steps is None:
             return None
         warmup = training.warmup_steps if training.warmup_steps is not None else share_of(steps, training.warmup_ratio)
-        warmup = min(warmup, steps - 1)  # the last step at least is no warm-up
+        warmup = min(warmup, steps - 1) if self.settings.warms_up else 0  # the last step at least is no warm-up
+        decay = min(share_of(steps, training.decay_ratio), steps - warmup) if self.settings.anneals else 0
+        cooldown = share_of(steps, training.cooldown_ratio) if self.settings.warms_up else 0
         return Schedule(
             shape=training.lr_scheduler,
             peak=training.learning_rate,
             steps=steps,
             warmup_steps=warmup,
-            decay_steps=min(share_of(steps, training.decay_ratio), steps - warmup),
+            decay_steps=decay,
             min_ratio=training.min_lr_ratio,
+            cooldown_steps=min(cooldown, steps - warmup - decay),
+            constant_ratio=training.constant_ratio,
         )
 
     def sections(self) -> dict[str, Section]:
@@ -108,6 +126,12 @@ class PhasePlan:
     def data_seed(self) -> tuple[str | int, ...]:
         """What the order of the rows depends on."""
         return ("order", self.seed, self.name)
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether its rows are still to be put into an order."""
+        whole = self.prepared is not None and self.prepared.epochs is not None
+        return self.settings.data.shuffle and not whole
 
     @property
     def positions(self) -> int | None:
@@ -134,29 +158,47 @@ class PhasePlan:
 
     def _idle(self) -> set[str]:
         """Keys that decide nothing here, because another one rules or stands for them."""
-        training = self.settings.training
-        idle = {"training.global_batch_size", "training.gradient_accumulation_steps"}
-        idle |= {"training.warmup_ratio"} if training.warmup_steps is not None else {"training.warmup_steps"}
-        idle |= {"training.decay_ratio"} if training.lr_scheduler != "wsd" else set()
-        idle |= {"training.min_lr_ratio"} if training.lr_scheduler == "constant" else set()
+        training, evaluation = self.settings.training, self.settings.evaluation
+        idle = {"training.global_batch_size", "training.gradient_accumulation_steps", *self._idle_of_the_rate()}
+        idle |= {"evaluation.cooldown_ratio"} if evaluation.patience is None else set()
+        idle |= {"data.temperature"} if self.settings.data.temperature == 1 else set()
         idle |= {"data.max_line_bytes"} if self.settings.data.on_bad_record == "fail" else set()
         if not self.settings.lora.enabled:
-            idle |= {f"lora.{key}" for key in Lora.model_fields if key != "enabled"}
+            idle |= {f"lora.{key}" for key in Lora.model_fields if key != "enabled"} | {"training.lora_plus_ratio"}
+        idle |= set() if self.fresh_adapter else {"lora.init"}
         if isinstance(self.model.from_config, str):
             idle |= {"model.from_config"}  # a path may change; what lies there is in the digest of the base
         return idle
+
+    def _idle_of_the_rate(self) -> set[str]:
+        """Those of the learning rate, of which each shape has its own."""
+        training, evaluation = self.settings.training, self.settings.evaluation
+        ends, infinite = self.settings.anneals, training.lr_scheduler == "infinite"
+        cools = evaluation.patience is not None and evaluation.cooldown_ratio > 0
+        decides = {
+            "warmup_ratio": self.settings.warms_up and training.warmup_steps is None,
+            "warmup_steps": self.settings.warms_up and training.warmup_steps is not None,
+            "decay_ratio": ends and training.lr_scheduler in ("wsd", "infinite"),
+            "cooldown_ratio": infinite and self.settings.warms_up,
+            "constant_ratio": infinite,
+            "min_lr_ratio": ends and (training.lr_scheduler != "constant" or cools),
+        }
+        return {f"training.{key}" for key, does in decides.items() if not does}
 
     def _decided(self, change: str) -> dict[str, Any]:
         """What several keys decide together: the budget that rules, the batch in rows, and how it is made up."""
         if change == "recipe":
             budget = {"run.seed": self.seed, "budget": f"{self.budget.amount!r} {self.budget.unit}"}
+            budget["handover"] = self.start.handover  # that of the phase before: it decides what this one begins with
+            if self.settings.training.lr_scheduler == "infinite":  # which the phases around it decide
+                budget |= {"training.warms_up": self.settings.warms_up, "training.anneals": self.settings.anneals}
             return budget | ({"training.global_batch_size": self.global_rows} if self.global_rows else {})
         if change == "execution" and self.batch:
             return {"training.gradient_accumulation_steps": self.batch.accumulation, "ranks": self.batch.ranks}
         return {}
 
     def _own_values(self) -> dict[str, Any]:
-        values = self.phase.model_dump(mode="json", exclude={*OVERRIDABLE, "max_steps", "tokens", "epochs"})
+        values = self.phase.model_dump(mode="json", exclude={*OVERRIDABLE, "max_steps", "tokens", "epochs", "handover"})
         for key in ("sources", "eval_sources"):  # their paths may change; what is in them is fingerprinted
             values[key] = [{"split": source["split"], "weight": source["weight"]} for source in values[key]]
         return values
@@ -277,7 +319,7 @@ def _start(config: RunConfig, index: int, settings: Settings) -> Start:
         return Start(base=config.model.name, adapter=config.model.adapter)
     before = config.phases[index - 1]
     if not settings.from_base:
-        return Start(phase=before.name, form="adapter")
+        return Start(phase=before.name, form="stacked" if settings.stacked else "adapter")
     return Start(phase=before.name, form="merged" if before.handover == "merge" else "base")
 
 
@@ -312,13 +354,20 @@ def _warnings(phase: PhasePlan) -> Iterator[str]:
         yield f"fewer than {FEW_STEPS} optimizer steps; {more} would give more"
     if steps is not None and steps < every:
         yield f"evaluation.every_steps is {every}, longer than the phase: evaluated at the ends of its epochs only"
-    if steps is not None and (training.warmup_steps or 0) >= steps:
+    if steps is not None and (training.warmup_steps or 0) >= steps and phase.settings.warms_up:
         yield f"training.warmup_steps is {training.warmup_steps}, longer than the phase; it is cut to all steps but one"
     budgets = [key for key in ("max_steps", "tokens", "epochs") if key in phase.phase.model_fields_set]
     if len(budgets) > 1:
         yield f"{budgets[0]} is its budget, so {' and '.join(budgets[1:])} is not used"
-    if phase.settings.lora.enabled and phase.settings.lora.alpha / phase.settings.lora.r > LARGE_SCALE:
-        yield f"the adapter is scaled by {phase.settings.lora.alpha / phase.settings.lora.r:g} (alpha / r); 2 is usual"
+    lora = phase.settings.lora
+    if lora.enabled and lora.scale > LARGE_SCALE:
+        yield f"the adapter is scaled by {lora.scale:.4g} (alpha / {'sqrt(r)' if lora.use_rslora else 'r'}); 2 is usual"
+    rate = training.learning_rate * (training.lora_plus_ratio or 1)
+    if lora.enabled and training.lora_plus_ratio and rate > LARGE_RATE:
+        yield f"B learns at {rate:g} (learning_rate × lora_plus_ratio); above {LARGE_RATE:g} few models learn"
+    if phase.fresh_adapter and lora.init == "orthogonal" and phase.model.precision != "fp32":
+        what = f"in {phase.model.precision} an orthogonal adapter begins as about 1 % of the weights, not as nothing"
+        yield f"lora.init: {what}; default and gaussian do"
     data = phase.settings.data
     if 2 * data.overlap_tokens > data.max_tokens and data.chunk_long_samples:
         what = f"data.overlap_tokens is {data.overlap_tokens} of max_tokens {data.max_tokens}"

@@ -41,6 +41,11 @@ class Source:
     four_bits: dict[str, str] | None = None  # and how training kept it
     start: dict[str, Any] = field(default_factory=dict)  # the held-out figures before step 0, if there are any
     end: dict[str, Any] = field(default_factory=dict)  # and those of what is published
+    row_before: dict[str, Any] = field(default_factory=dict)  # of every set before phase 1: the base
+    row: dict[str, Any] = field(default_factory=dict)  # of every set, of what is published
+    row_before_seconds: float = 0.0
+    row_seconds: float = 0.0
+    gate: dict[str, Any] | None = None
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -85,8 +90,13 @@ def source_of(folder: Path) -> Source | None:
         raise PhasedCptError(f"{folder / MARKER}: damaged; train the phase again") from None
 
 
-def published_weights(root: Path, phase_folder: str, fingerprint: str, start: Weights) -> Weights | None:
-    """What the phase of this fingerprint has published, reopened and hashed; None if it has not."""
+def published_weights(
+    root: Path, phase_folder: str, fingerprint: str, start: Weights, below: tuple[Adapter, ...] = ()
+) -> Weights | None:
+    """What the phase of this fingerprint has published, reopened and hashed; None if it has not.
+
+    `below` its own adapter are those of its start that it has left as they were.
+    """
     found = read_source(root / phase_folder)
     if found is None or found[1].fingerprint != fingerprint:
         return None
@@ -97,9 +107,8 @@ def published_weights(root: Path, phase_folder: str, fingerprint: str, start: We
     place = str(folder.relative_to(root))
     if source.kind == "base":
         return Weights(kind="base", base=digest, folder=place)
-    return Weights(
-        kind="adapter", base=start.base, folder=start.folder, adapters=(Adapter(digest=digest, folder=place),)
-    )
+    adapters = (*below, Adapter(digest=digest, folder=place))
+    return Weights(kind="adapter", base=start.base, folder=start.folder, adapters=adapters)
 
 
 def require_published(root: Path, weights: Weights) -> None:

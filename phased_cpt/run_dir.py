@@ -14,12 +14,15 @@ from phased_cpt.errors import PhasedCptError
 _STAMP = "%Y%m%d_%H%M%S"
 
 CHECKPOINTS = "checkpoints"  # in the folder of a phase, while it is under way
+CARRIED = "carried"  # there: what the optimizer knew at its end, for a phase that goes on with it
+GATE = "gate.json"  # there: what its gate has said, before anybody else hears of it
 MERGED_BASE = "merged_base"  # there, too: what it has published, as the next phase starts from it after a merge
 
 # What a run writes into its folder, besides its phases.
 OWN_NAMES = (
     "archive",
     "config_resolved.yaml",
+    "control",
     "final_model",
     "forgetting.json",
     "logs",
@@ -61,6 +64,10 @@ class RunDir:
     @property
     def lock(self) -> Path:
         return self.root / "run.lock"
+
+    @property
+    def forgetting(self) -> Path:
+        return self.root / "forgetting.json"
 
     @property
     def ranks_lock(self) -> Path:

@@ -54,6 +54,11 @@ class Sealed:
     folder: Path
     manifest: Manifest
 
+    @property
+    def optimizer_files(self) -> dict[str, tuple[int, str]]:
+        """What of it says what the optimizer knew; its other files tell the time, too."""
+        return {name: each for name, each in self.manifest.files.items() if name.startswith("optimizer")}
+
 
 # Made --------------------------------------------------------------------------------------------------------------
 
@@ -128,6 +133,11 @@ def newest(checkpoints: Path, fingerprint: str, tell: Callable[[str], None]) -> 
     if found:
         tell(f"{checkpoints}: no whole checkpoint is left; the phase begins again from what it started from")
     return None
+
+
+def found_in(folder: Path) -> Sealed:
+    """A folder that is known to be whole."""
+    return Sealed(folder, _manifest(folder))
 
 
 def named(checkpoints: Path, fingerprint: str, name: str) -> Sealed:

@@ -58,6 +58,7 @@ def train_phase(job: Job, rank: Rank) -> None:
         with memory_is_told(job, phase, run.device, lambda: pulse.where):
             run.load()
             run.train()
+            run.measure()
         run.publish()
         run.tear_down()
 
@@ -95,7 +96,8 @@ def _require_seen(job: Job) -> None:
     """What the conductor has found is here, too: on several machines each has a disk of its own."""
     base = [job.start.base] if job.start.shape is None else []
     adapter = [job.start.adapter] if job.start.adapter else []
-    for place in (job.train, *job.evaluated.values(), *base, *adapter):
+    measured = [folder for folder, _ in job.measure.sets.values()]
+    for place in (job.train, *job.evaluated.values(), *measured, *base, *adapter, *job.start.below):
         if not Path(place).exists():
             where = f"{place} is not seen on {socket.gethostname()}"
             raise InputError(

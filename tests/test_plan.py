@@ -150,6 +150,7 @@ FREE = [
     "data.isolate_documents",
     "data.tokenizer_backend",
     "data.max_bad_share",
+    "data.max_repeats",
     "training.micro_batch_size",
     "training.gradient_accumulation_steps",
     "training.gradient_checkpointing",
@@ -181,6 +182,8 @@ FREE = [
     "phases.sources.path",
     "phases.eval_sources.path",
 ]
+# What no key says, and several decide.
+DECIDED = ("training.warms_up", "training.anneals")
 # Keys that the recipe holds in another form.
 IN_ANOTHER_FORM = dict.fromkeys(("phases.max_steps", "phases.tokens", "phases.epochs"), "budget") | {
     f"phases.{sources}.{key}": sources for sources in ("sources", "eval_sources") for key in ("split", "weight")
@@ -198,10 +201,13 @@ def test_every_key_is_free_or_in_the_recipe(plan: Callable[..., Plan]) -> None:
     assert sorted(path for path, kind in classes.items() if kind != "recipe") == sorted(FREE)
     # A phase in which every key decides something.
     full = plan(
-        CURRICULUM, "training.lr_scheduler=wsd", "data.on_bad_record=skip", "model.name=null",
-        "model.from_config={model_type: llama}", "training.global_batch_size=8",
+        CURRICULUM, "training.lr_scheduler=infinite", "data.on_bad_record=skip", "model.name=null",
+        "model.from_config={model_type: llama}", "training.global_batch_size=8", "evaluation.patience=3",
+        "phases.evolution.training.learning_rate=1e-3", "data.temperature=2",
     )  # fmt: skip
-    recipes = full.phases[1].values("recipe") | plan(CURRICULUM, "training.warmup_steps=3").phases[1].values("recipe")
+    recipes = full.phases[0].values("recipe") | full.phases[1].values("recipe")
+    recipes |= plan(CURRICULUM, "training.warmup_steps=3").phases[1].values("recipe")
+    recipes = {key: value for key, value in recipes.items() if key not in DECIDED}
     expected = {IN_ANOTHER_FORM.get(path, path.removeprefix("phases.")) for path in classes if path not in FREE}
     assert sorted(recipes) == sorted(expected)
 
@@ -245,6 +251,71 @@ def test_an_adapter_that_goes_on_has_the_values_and_the_origins_of_the_phase_tha
         Origin("phase", "run.yaml:4"), Origin("phase", "run.yaml:4"), Origin("file", "run.yaml:2"),
     ]  # fmt: skip
     assert phases[1].origins["lora", "dropout"] == Origin("phase", "run.yaml:5")
+
+
+INFINITE = """\
+    model: {name: m}
+    training: {lr_scheduler: infinite, learning_rate: 1e-3, min_lr_ratio: 0.1}
+    phases:
+      - {name: a, sources: x, max_steps: 100}
+      - {name: b, sources: x, max_steps: 100}
+      - {name: c, sources: x, max_steps: 100}
+"""
+
+
+@pytest.mark.requirement("T-02")
+@pytest.mark.parametrize(
+    ("overrides", "ends"),
+    [
+        ([], [(2.5e-4, 5e-4), (5e-4, 5e-4), (5e-4, 1e-4)]),
+        # Where another shape, or an adapter that is fresh, comes between, a row ends and another begins.
+        (["phases.b.training={lr_scheduler: wsd}"], [(2.5e-4, 1e-4), (2.5e-4, 1e-4), (2.5e-4, 1e-4)]),
+        (["phases.a.handover=merge"], [(2.5e-4, 1e-4), (2.5e-4, 5e-4), (5e-4, 1e-4)]),
+        (["phases.b.handover=stack"], [(2.5e-4, 5e-4), (5e-4, 1e-4), (2.5e-4, 1e-4)]),
+        (["lora.enabled=false"], [(2.5e-4, 5e-4), (5e-4, 5e-4), (5e-4, 1e-4)]),
+        (["phases.a.lora={enabled: false}"], [(2.5e-4, 1e-4), (2.5e-4, 5e-4), (5e-4, 1e-4)]),
+    ],
+)
+def test_infinite_goes_on_from_phase_to_phase_where_the_weights_do(
+    plan: Callable[..., Plan], overrides: list[str], ends: list[tuple[float, float]]
+) -> None:
+    """The rate at the first step of each phase, and behind its last."""
+    schedules = [phase.schedule for phase in plan(INFINITE, *overrides).phases]
+    assert [(each.rate(0), each.rate(100)) for each in schedules if each] == [pytest.approx(pair) for pair in ends]
+
+
+def test_a_phase_behind_infinite_changes_how_the_one_before_ended(plan: Callable[..., Plan]) -> None:
+    """So that it cannot be added unsaid: that phase went down in its last steps, and now it would not have."""
+    alone = recipe(plan(INFINITE.replace("      - {name: c, sources: x, max_steps: 100}\n", "")), "b")
+    followed = recipe(plan(INFINITE), "b")
+    assert {key for key in alone if alone[key] != followed.get(key)} == {
+        "training.anneals", "training.decay_ratio", "training.min_lr_ratio",
+    }  # fmt: skip
+    other = INFINITE.replace("max_steps: 100}\n      - {name: c", "max_steps: 100}\n      - {training: {lr_scheduler: wsd}, name: c")
+    assert recipe(plan(other), "b") == alone, "the control: behind another shape it is free"
+
+
+@pytest.mark.parametrize(
+    ("given", "decides"),
+    [
+        ("training.cooldown_ratio=0.3", "training.lr_scheduler=infinite"),
+        ("training.constant_ratio=0.3", "training.lr_scheduler=infinite"),
+        ("training.decay_ratio=0.3", "training.lr_scheduler=wsd"),
+        ("evaluation.cooldown_ratio=0.3", "evaluation.patience=3"),
+        ("training.lora_plus_ratio=4", "lora.enabled=true"),
+        ("lora.init=gaussian", "lora.enabled=true"),
+        ("lora.use_dora=true", "lora.enabled=true"),
+    ],
+)
+def test_a_key_that_decides_nothing_is_not_in_the_recipe(plan: Callable[..., Plan], given: str, decides: str) -> None:
+    silent = "lora.enabled=false" if decides == "lora.enabled=true" else "run.name=other"
+    assert recipe(plan(MINIMAL, silent, given), "foundation") == recipe(plan(MINIMAL, silent), "foundation")
+    assert recipe(plan(MINIMAL, decides, given), "foundation") != recipe(plan(MINIMAL, decides), "foundation")
+
+
+def test_how_an_adapter_was_drawn_is_the_business_of_the_phase_that_drew_it(plan: Callable[..., Plan]) -> None:
+    keys = [phase.values("recipe").get("lora.init") for phase in plan(MINIMAL, "lora.init=gaussian").phases]
+    assert keys == ["gaussian", None]
 
 
 def test_a_set_that_reaches_no_phase_is_told(plan: Callable[..., Plan]) -> None:
@@ -296,8 +367,13 @@ def test_a_plan_warns_of_what_is_allowed_and_yet_odd(plan: Callable[..., Plan]) 
     assert plan(CURRICULUM, "model.name=null", "model.from_config=c.json").warnings() == [random]
     wide = plan(CURRICULUM, "data.max_tokens=64", "data.overlap_tokens=40").warnings()[0]
     assert wide.startswith("foundation: data.overlap_tokens is 40 of max_tokens 64, so that long documents")
+    (fast,) = plan(CURRICULUM, "training.lora_plus_ratio=16", "phases.evolution.training.learning_rate=1e-4").warnings()
+    assert fast == "foundation: B learns at 0.016 (learning_rate × lora_plus_ratio); above 0.005 few models learn"
+    (drawn,) = plan(CURRICULUM, "lora.init=orthogonal").warnings()
+    assert drawn.startswith("foundation: lora.init: in bf16 an orthogonal adapter begins as about 1 % of the weights")
+    assert plan(CURRICULUM, "lora.init=orthogonal", "model.precision=fp32").warnings() == []
     # One of them is told in two forms.
-    assert len({*told, long_warmup, random, wide}) - 1 == inspect.getsource(_warnings).count("yield "), (
+    assert len({*told, long_warmup, random, wide, fast, drawn}) - 1 == inspect.getsource(_warnings).count("yield "), (
         "every warning is told here"
     )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from phased_cpt.config import Training
 from phased_cpt.errors import InputError
-from phased_cpt.schedule import Batch, Budget, Prepared, Schedule, batch_of, share_of
+from phased_cpt.schedule import Batch, Budget, Cooling, Prepared, Schedule, batch_of, share_of
 
 SHAPES = get_args(Training.model_fields["lr_scheduler"].annotation)
 
@@ -18,14 +18,18 @@ SHAPES = get_args(Training.model_fields["lr_scheduler"].annotation)
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
     steps = draw(st.integers(1, 500))
-    warmup = draw(st.integers(0, steps - 1))
+    shape, warmup = draw(st.sampled_from(SHAPES)), draw(st.integers(0, steps - 1))
+    decay = draw(st.integers(shape != "infinite", steps - warmup))
+    constant = draw(st.floats(1e-3, 1))
     return Schedule(
-        shape=draw(st.sampled_from(SHAPES)),
+        shape=shape,
         peak=draw(st.floats(1e-7, 1)),
         steps=steps,
         warmup_steps=warmup,
-        decay_steps=draw(st.integers(1, steps - warmup)),
-        min_ratio=draw(st.floats(0, 1)),
+        decay_steps=decay,
+        min_ratio=draw(st.floats(0, constant if shape == "infinite" else 1)),
+        cooldown_steps=draw(st.integers(0, steps - warmup - decay)),
+        constant_ratio=constant,
     )
 
 
@@ -34,15 +38,57 @@ def test_the_rate_rises_through_the_warmup_and_never_again(schedule: Schedule) -
     rates = [schedule.rate(done) for done in range(schedule.steps + 50)]
     warmup, rest = rates[: schedule.warmup_steps], rates[schedule.warmup_steps :]
     assert all(early < late for early, late in pairwise([*warmup, schedule.peak]))
-    assert all(early >= late for early, late in pairwise(rest))
+    assert all(early >= late * (1 - 1e-12) for early, late in pairwise(rest))
 
 
 @given(schedules())
 def test_every_step_learns_and_past_the_end_the_floor_holds(schedule: Schedule) -> None:
-    floor = schedule.peak * (1 if schedule.shape == "constant" else schedule.min_ratio)
+    floor = schedule.peak if schedule.shape == "constant" else schedule.floor
     assert all(0 < schedule.rate(done) <= schedule.peak for done in range(schedule.steps))
     for done in (schedule.steps, schedule.steps + 1, schedule.steps * 10):
         assert schedule.rate(done) == pytest.approx(floor, abs=1e-15)
+
+
+@pytest.mark.requirement("T-02")
+def test_infinite_goes_down_to_its_rate_stays_there_and_ends_once() -> None:
+    """Three phases of eight steps in a row, as one: the second neither warms up nor goes down, the third only ends."""
+    how = {"shape": "infinite", "peak": 1.0, "steps": 8, "constant_ratio": 0.4, "min_ratio": 0.1}
+    first = Schedule(**how, warmup_steps=2, cooldown_steps=3)  # type: ignore[arg-type]
+    second, third = Schedule(**how), Schedule(**how, decay_steps=4)  # type: ignore[arg-type]
+    assert [round(first.rate(done), 3) for done in range(10)] == [0.333, 0.667, 1, 0.85, 0.55, 0.4, 0.4, 0.4, 0.4, 0.4]
+    assert [second.rate(done) for done in range(10)] == pytest.approx([0.4] * 10, rel=1e-12)
+    assert [round(third.rate(done), 3) for done in range(10)] == [0.4, 0.4, 0.4, 0.4, 0.4, 0.25, 0.188, 0.14, 0.1, 0.1]
+    cosine = Schedule("cosine", 1.0, 8, warmup_steps=2)
+    assert cosine.rate(0) < cosine.rate(2) > cosine.rate(7), "the control: a next phase of this would warm up again"
+
+
+@given(schedules(), st.data())
+def test_a_phase_that_stops_early_goes_from_the_rate_it_has_to_its_floor(schedule: Schedule, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(1, schedule.steps))
+    cooling = schedule.cooling(begin, 0.1, schedule.steps - begin)
+    if cooling is None:
+        low = schedule.floor + 0.1 * (schedule.peak - schedule.floor)
+        assert begin == schedule.steps or schedule.rate(begin) <= low * (1 + 1e-12), "there was nothing to go down from"
+        return
+    rates = [schedule.rate(done, cooling) for done in range(schedule.steps + 20)]
+    assert rates[: begin + 1] == [schedule.rate(done) for done in range(begin + 1)], "nothing behind it is another"
+    assert all(early >= late for early, late in pairwise(rates[begin:]))
+    assert rates[cooling.end :] == [pytest.approx(schedule.floor, abs=1e-15)] * len(rates[cooling.end :])
+    assert cooling.end <= schedule.steps and (cooling.steps >= 10 or cooling.end == schedule.steps)
+
+
+def test_a_cool_down_is_a_share_of_the_steps_done_and_ten_at_least() -> None:
+    schedule = Schedule("constant", 1.0, 1000, min_ratio=0.2)
+    assert schedule.cooling(400, 0.1, 600) == Cooling(400, 40)
+    assert schedule.cooling(30, 0.1, 970) == Cooling(30, 10)
+    assert schedule.cooling(998, 0.1, 2) == Cooling(998, 2), "it never outlasts the phase"
+    assert schedule.cooling(400, 0.0, 600) is None, "the old way: at once"
+    cooling = Cooling(400, 4)
+    assert [round(schedule.rate(done, cooling), 3) for done in (399, 400, 401, 402, 403, 404)] == [
+        1, 1, 0.6, 0.434, 0.307, 0.2,
+    ]  # fmt: skip
+    before_another = Schedule("infinite", 1.0, 1000, constant_ratio=0.5)
+    assert before_another.cooling(400, 0.1, 600) is None, "the next phase goes on at this rate"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

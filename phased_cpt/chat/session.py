@@ -28,6 +28,7 @@ def serve(wanted: ChatWanted) -> int:
     lineup = line_up(wanted.models, tell=screen.note)
     for name in wanted.compare:
         require_model(name, lineup)
+    lineup.load((wanted.compare or (lineup.tuned,))[0])  # now, while somebody waits for it anyway
     mode = mode_of(lineup.tokenizer, plain=wanted.plain)
     try:
         if prompts is None:

@@ -37,13 +37,16 @@ from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import choose_run_dir, holder_of, next_archive, read_record, reconcile
 from phased_cpt.plan import Plan, Wanted, make_plan
+from phased_cpt.run_dir import RunDir
 from phased_cpt.stopping import heard
 from phased_cpt.tables import (
+    forgetting_table,
     memory_table,
     outcome_line,
     plan_facts,
     plan_table,
     prepared_table,
+    read_forgetting,
     smoke_line,
     status_facts,
     status_table,
@@ -194,9 +197,12 @@ def _conducted(planned: Plan, door: "Door", wanted: Wanted, new: bool, as_json: 
         raise
     facts = outcome.run_dir, outcome.plan, outcome.trained
     if as_json:
-        run = status_facts(chosen, read_record(chosen), None) | {"published": summary_facts(*facts)}
+        run = status_facts(chosen, read_record(chosen), None)
+        run |= {"published": summary_facts(*facts), "forgetting": read_forgetting(chosen)}
         tell({"plan": plan_facts(outcome.plan), "run": run})
     else:
+        if forgetting := read_forgetting(chosen):
+            tell(forgetting_table(forgetting))
         tell(summary_table(*facts, places=not wanted.smoke))
         tell(smoke_line(outcome.trained) if wanted.smoke else outcome_line(*facts, outcome.finished))
     if wanted.smoke:
@@ -219,13 +225,30 @@ def _print_dry_run(planned: Plan, new: bool, redo_from: str | None, as_json: boo
 
 @app.command()
 def status(
-    config: ConfigFile = None, set_: Overrides = None, run_dir: RunFolder = None, as_json: AsJson = False
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    run_dir: RunFolder = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until the run ends; Ctrl-C leaves.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how far a run has come; of the newest run, if none is named."""
-    chosen = run_of(config, set_, run_dir)
+    if watch and as_json:
+        raise InputError("--watch goes on and on, and --json prints facts once; leave one of them out")
+    chosen = run_that_is_there(config, set_, run_dir)
+    if watch:
+        from phased_cpt.report.watch import watch as live  # a twentieth of a second, with jinja
+
+        live(chosen)
+        return
+    facts = chosen, read_record(chosen), holder_of(chosen)
+    tell(status_facts(*facts) if as_json else status_table(*facts))
+
+
+def run_that_is_there(config: Path | None, overrides: list[str] | None, run_dir: Path | None) -> RunDir:
+    """The folder that is meant, which must be one."""
+    chosen = run_of(config, overrides, run_dir)
     if not chosen.root.is_dir():
         if config and not run_dir:
             raise InputError(f"no run of {config} has begun yet; `phased-cpt run` with the same options begins one")
         raise InputError(f"{chosen.root}: no such run folder; name another, or its configuration with -c")
-    facts = chosen, read_record(chosen), holder_of(chosen)
-    tell(status_facts(*facts) if as_json else status_table(*facts))
+    return chosen

@@ -60,7 +60,7 @@ def prepare_verb(
         "--emit-jsonl": emit_jsonl and emit.new_folder("--emit-jsonl", emit_jsonl.expanduser()),
         "--emit-bin": emit_bin and emit.new_folder("--emit-bin", emit_bin.expanduser()),
     }
-    prepared = _prepared(plan, workers, [_named(plan, each) for each in phase or []])
+    prepared = _prepared(plan, workers, [named_phase(plan, each) for each in phase or []])
     for option, write in {"--emit-jsonl": emit.rows, "--emit-bin": emit.documents}.items():
         if folder := written[option]:
             write(prepared, folder)
@@ -105,7 +105,7 @@ def tokenizer_train(
     tell(facts if as_json else trained_tokenizer(facts))
 
 
-def _named(plan: Plan, given: str) -> str:
+def named_phase(plan: Plan, given: str) -> str:
     """A phase by its name, or by its index, as tasks of an array know it."""
     names = [phase.name for phase in plan.phases]
     if given.isdecimal() and int(given) < len(names):

@@ -19,13 +19,13 @@ def merged_run(
     out: Path | None = None,
 ) -> "Merged":
     """Of a run: of the folder that is named, or that the configuration finds, or the newest."""
-    from phased_cpt.merging import merge_published
+    from phased_cpt.blend import merge_published
 
     _require_of_the_merge(overrides, "")
     chosen = run_of(config, [], run_dir)
     here = [f"model.name={base}", "model.from_config=null"] if base else []
     plan = the_plan(None, [*overrides, *here], chosen.root)
-    return merge_published(plan, chosen, phase, out, base is not None)
+    return merge_published(plan, chosen, phase, out, base is not None, tell_aside)
 
 
 def merged_folders(

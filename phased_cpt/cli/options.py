@@ -38,6 +38,8 @@ tokenizer_app = typer.Typer(
     no_args_is_help=True, context_settings=_HELP_OPTIONS, help="A tokenizer of one's own, for a model from scratch."
 )
 app.add_typer(tokenizer_app, name="tokenizer")
+dataset_app = typer.Typer(no_args_is_help=True, context_settings=_HELP_OPTIONS, help="Data files: mixing them.")
+app.add_typer(dataset_app, name="dataset")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("-c", "--config", help="YAML or JSON file, or the name of a shipped one.")

@@ -13,7 +13,7 @@ def refused_by_schema(error: ValidationError, written: Written) -> dict[Keys, Pr
     """pydantic's findings, one for each place."""
     found: dict[Keys, Problem] = {}
     # Of the alternatives of a union, the one that was meant comes first.
-    details = sorted(error.errors(include_url=False, include_context=False), key=lambda one: one["type"] != "variable")
+    details = sorted(error.errors(include_url=False, include_context=False), key=lambda one: one["type"] != "explained")
     for detail in details:
         keys, value = _locate(detail["loc"], written.values)
         if detail["type"] == "missing":
@@ -21,7 +21,7 @@ def refused_by_schema(error: ValidationError, written: Written) -> dict[Keys, Pr
             message = f"nothing given; needed: {allowed(keys)}"
         elif detail["type"] == "extra_forbidden":
             message = _unknown_key(keys, written)
-        elif detail["type"] == "variable":
+        elif detail["type"] == "explained":
             message = f"given {_shown(value)}; {detail['msg']}"
         else:
             message = _wrong_value(keys, value)

@@ -4,6 +4,7 @@ A rule says which keys it compares, the one to change first. It is silent where 
 message is placed at the first of them that was written.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from phased_cpt.config.inherit import Settings, settings_of_phases
 from phased_cpt.config.schema import Phase, RunConfig
 from phased_cpt.config.shipped import shipped_names
 from phased_cpt.run_dir import OWN_NAMES, is_phase_folder
+
+RSLORA_SCALE = 8
 
 # The index of the phase, or None for the run; what is wrong and what would be right.
 Found = Iterator[tuple[int | None, str]]
@@ -86,22 +89,48 @@ def overlap_fits_the_window(config: RunConfig) -> Found:
 def warmup_fits_the_phase(config: RunConfig) -> Found:
     for index, phase, at in each_phase(config):
         warmup = at.training.warmup_steps
-        if phase.max_steps and warmup is not None and warmup >= phase.max_steps:
+        if phase.max_steps and warmup is not None and warmup >= phase.max_steps and at.warms_up:
             what = f"warmup_steps is {warmup} and max_steps {phase.max_steps}"
             yield index, f"{what}; the warm-up must end before the phase does"
 
 
 @rule(
-    "training.decay_ratio", "training.warmup_ratio", "training.warmup_steps", "training.lr_scheduler", "phase.max_steps"
+    "training.decay_ratio",
+    "training.warmup_ratio",
+    "training.warmup_steps",
+    "training.cooldown_ratio",
+    "training.lr_scheduler",
+    "phase.max_steps",
 )
 def warmup_and_decay_fit(config: RunConfig) -> Found:
     for index, phase, at in each_phase(config):
         warmup, key = at.training.warmup_ratio, "warmup_ratio"
         if at.training.warmup_steps is not None:
             warmup, key = (at.training.warmup_steps / phase.max_steps if phase.max_steps else 0.0), "warmup_steps"
-        if at.training.lr_scheduler == "wsd" and warmup + at.training.decay_ratio > 1:
-            what = f"{key} and decay_ratio {at.training.decay_ratio:g} together take more than the whole phase"
-            yield index, f"{what}; lower one"
+        infinite = at.training.lr_scheduler == "infinite"
+        shares = {key: warmup} if at.warms_up else {}
+        shares |= {"cooldown_ratio": at.training.cooldown_ratio} if infinite and at.warms_up else {}
+        shares |= {"decay_ratio": at.training.decay_ratio} if at.anneals else {}
+        if (infinite or at.training.lr_scheduler == "wsd") and sum(shares.values()) > 1:
+            first, last = list(shares)[:-1], f"decay_ratio {at.training.decay_ratio:g}" if at.anneals else "cooldown_ratio"
+            yield index, f"{', '.join(first)} and {last} together take more than the whole phase; lower one"
+
+
+@rule("training.constant_ratio", "training.min_lr_ratio", "training.lr_scheduler")
+def infinite_never_rises_again(config: RunConfig) -> Found:
+    for index, _, at in each_phase(config):
+        constant, least = at.training.constant_ratio, at.training.min_lr_ratio
+        if at.training.lr_scheduler == "infinite" and constant < least:
+            yield index, f"constant_ratio is {constant:g} and min_lr_ratio {least:g}; the end must not lie above it"
+
+
+@rule("training.learning_rate", "training.constant_ratio", "training.lr_scheduler", "phase.handover")
+def infinite_goes_on_at_its_rate(config: RunConfig) -> Found:
+    rates = [at.training.learning_rate * at.training.constant_ratio for _, _, at in each_phase(config)]
+    for index, _, at in each_phase(config):
+        if not at.warms_up and not math.isclose(rates[index], rates[index - 1]):
+            what = f"infinite goes on at {rates[index]:g} (learning_rate × constant_ratio) after {rates[index - 1]:g}"
+            yield index, f"{what} in {config.phases[index - 1].name}; make them equal, or take another lr_scheduler"
 
 
 @rule("model.from_config", "model.adapter")
@@ -169,12 +198,40 @@ def continued_adapters_keep_their_shape(config: RunConfig) -> Found:
         before = settings[index - 1].lora
         if at.born == index or not at.lora.enabled or phase.lora is None:
             continue
-        for key in ("r", "alpha", "target_modules"):
+        for key in ("r", "alpha", "use_rslora", "use_dora", "init", "target_modules"):
             own, inherited = getattr(at.lora, key), getattr(before, key)
             if own != inherited and not (key == "target_modules" and set(own) == set(inherited)):
                 giver = config.phases[index - 1].name
                 what = f"lora.{key} is {own}, but this phase goes on with {giver}'s adapter, which has {inherited}"
-                yield index, f"{what}; take it out, or end {giver} with `handover: merge`"
+                yield index, f"{what}; take it out, or end {giver} with `handover: merge` or `stack`"
+
+
+@rule("lora.use_rslora", "lora.alpha", "lora.r")
+def rslora_has_an_alpha_of_its_own(config: RunConfig) -> Found:
+    """alpha = 2 r is 2 with LoRA's scale, and 2 sqrt(r) with that of rsLoRA: 32 at r = 256."""
+    for index, _, at in each_phase(config):
+        if at.lora.enabled and at.lora.use_rslora and at.lora.scale > RSLORA_SCALE:
+            what = f"use_rslora scales by alpha / sqrt(r), which is {at.lora.scale:.3g} here (alpha / r: "
+            mend = f"lora.alpha: {2 * math.sqrt(at.lora.r):.3g} makes it the usual 2"
+            yield index, f"{what}{at.lora.alpha / at.lora.r:.3g}) and above {RSLORA_SCALE}; {mend}"
+
+
+@rule("lora.init", "lora.r", "model.use_4bit")
+def orthogonal_weights_can_be_drawn(config: RunConfig) -> Found:
+    for index, _, at in each_phase(config):
+        if at.lora.enabled and at.lora.init == "orthogonal" and (at.lora.r % 2 or config.model.use_4bit):
+            why = "16-bit weights (model.use_4bit)" if config.model.use_4bit else f"an even rank, and lora.r is {at.lora.r}"
+            yield index, f"orthogonal needs {why}; default and gaussian do not"
+
+
+@rule("lora.use_dora", "phase.handover")
+def dora_stands_alone(config: RunConfig) -> Found:
+    """Its lengths are those of all that lies below it, so that what lies below must be one weight."""
+    settings = settings_of_phases(config)
+    for index, _, at in each_phase(config):
+        if at.stacked and (at.lora.use_dora or settings[index - 1].lora.use_dora):
+            giver = config.phases[index - 1].name
+            yield index, f"DoRA cannot be one of several adapters; end {giver} with `handover: merge`, not stack"
 
 
 @rule("lora.enabled", "model.adapter", "phase.handover")
@@ -215,6 +272,67 @@ def patience_needs_held_out_documents(config: RunConfig) -> Found:
     for index, phase, at in each_phase(config):
         if at.evaluation.patience and not at.data.eval_share and not phase.eval_sources:
             yield index, "patience needs held-out documents, and eval_share is 0; raise it, or give eval_sources"
+
+
+@rule("training.optimizer_at_start", "phase.handover", "lora.enabled", "training.optimizer", "evaluation.publish")
+def an_optimizer_is_carried_to_the_same_weights(config: RunConfig) -> Found:
+    settings = settings_of_phases(config)
+    for index, phase, at in each_phase(config):
+        if at.training.optimizer_at_start != "carry" or (not index and "training" not in phase.model_fields_set):
+            continue  # of a run that carries, the first phase has nothing to begin with
+        before = settings[index - 1] if index else None
+        giver = config.phases[index - 1].name if index else ""
+        if before is None:
+            yield index, f"optimizer_at_start is carry, and nothing comes before {phase.name}; take it out"
+        elif at.lora.enabled != before.lora.enabled or at.stacked or (at.lora.enabled and at.from_base):
+            what = f"optimizer_at_start is carry, but {phase.name} does not go on with the weights that {giver} trains"
+            yield index, f"{what}; take it out, or end {giver} with `handover: continue`"
+        elif at.training.optimizer != before.training.optimizer:
+            what = f"optimizer_at_start is carry, from {before.training.optimizer} to {at.training.optimizer}"
+            yield index, f"{what}; give both phases the same optimizer"
+        elif before.evaluation.publish != "last":
+            what = f"optimizer_at_start is carry, and {giver} may publish weights from before its end"
+            yield index, f"{what}; set evaluation.publish: last there"
+
+
+@rule("evaluation.general", "phase.name")
+def general_sets_have_names_of_their_own(config: RunConfig) -> Found:
+    names = {phase.name.lower(): phase.name for phase in config.phases}
+    for name in config.evaluation.general:
+        if name.lower() in names:
+            yield None, f"{name} is a phase, whose held-out documents are measured anyway; give the set another name"
+    for index, phase in enumerate(config.phases):
+        if phase.evaluation is not None and "general" in phase.evaluation.model_fields_set:
+            yield index, "general sets are measured after every phase; name them in the run's own evaluation"
+
+
+@rule("evaluation.best_of", "phase.name", "evaluation.general")
+def best_is_chosen_by_what_is_measured(config: RunConfig) -> Found:
+    for index, _, at in each_phase(config):
+        known = [*(phase.name for phase in config.phases[: index + 1]), *config.evaluation.general]
+        if unknown := [name for name in at.evaluation.best_of if name not in known]:
+            hint = nearest(unknown[0], known)
+            what = f"best_of names {unknown[0]!r}, which is neither this phase nor an earlier one, nor a general set"
+            yield index, f"{what}; allowed: {', '.join(known)}{hint}"
+
+
+@rule("phase.gate", "evaluation.matrix", "data.eval_share", "phase.eval_sources")
+def gates_judge_what_is_measured(config: RunConfig) -> Found:
+    for index, phase, at in each_phase(config):
+        gate = phase.gate
+        if gate is None:
+            continue
+        if gate.max_forgetting is None and gate.min_gain is None:
+            yield index, "gate judges nothing; give max_forgetting, min_gain, or both"
+        elif gate.max_forgetting is not None and not index and not config.evaluation.general:
+            yield index, "gate.max_forgetting: nothing comes before the first phase; give it to a later one"
+        elif gate.max_forgetting is not None and at.evaluation.matrix != "every_phase":
+            yield index, "gate.max_forgetting needs evaluation.matrix: every_phase"
+        elif gate.min_gain is not None and not at.data.eval_share and not phase.eval_sources:
+            yield index, "gate.min_gain needs held-out documents, and eval_share is 0; raise it, or give eval_sources"
+        elif gate.on_fail == "retry_with_replay" and (not index or phase.replay is not None):
+            what = "has nothing to replay" if not index else "replays already"
+            yield index, f"gate.on_fail: retry_with_replay: {phase.name} {what}; take stop or warn"
 
 
 @rule("merge.output_dir")

@@ -7,11 +7,13 @@ Each key also says what a change of it means for a run that has begun:
 Paths are bookkeeping because the bytes behind them are fingerprinted instead: a folder may move, its contents may not.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from phased_cpt.config.values import (
+    leaves_the_base_alone,
     not_a_boolean,
     not_a_number,
     one_or_many,
@@ -40,6 +42,7 @@ Size = Annotated[
     Field(gt=0),
     WithJsonSchema({"type": ["integer", "string"], "examples": ["2GB", "1.5GiB"]}),
 ]
+FirstWeights = Annotated[Literal["default", "gaussian", "orthogonal"], BeforeValidator(leaves_the_base_alone)]
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[Text, AfterValidator(place)]
 
@@ -108,11 +111,21 @@ class Lora(Section):
     enabled: Flag = recipe(True, "Train an adapter; false trains every weight of the model.")
     r: Natural = recipe(128, "Rank of the adapter.")
     alpha: Positive = recipe(256, "Strength of the adapter; its effective scale is alpha / r.")
+    use_rslora: Flag = recipe(False, "Scale by alpha / sqrt(r) instead (rsLoRA); alpha is another one then.")
+    use_dora: Flag = recipe(False, "DoRA: train the length of each row of a weight apart from its direction.")
+    init: FirstWeights = recipe(
+        "default", "How a fresh adapter is drawn; always so that it says nothing yet, and the base stays as it is."
+    )
     dropout: Real = recipe(0.05, "Dropout before the adapter.", ge=0, lt=1)
     target_modules: Literal["auto"] | Annotated[tuple[Text, ...], Field(min_length=1)] = recipe(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "Linear layers that get an adapter; auto takes all of them but the head.",
     )
+
+    @property
+    def scale(self) -> float:
+        """What the product of its two matrices is multiplied by."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 class Data(Section):
@@ -132,13 +145,19 @@ class Data(Section):
     packing: Literal["best_fit", "concat", "pad", "none"] = recipe(
         "best_fit", "How documents fill rows: best_fit cuts nothing that fits, concat drops the rest, pad fills it up."
     )
+    temperature: Real = recipe(
+        1.0, "Shares of a phase's sources go with (weight × tokens)^(1 / temperature); above 1 evens them out.", gt=0, le=100
+    )
+    max_repeats: Positive = bookkeeping(
+        4.0, "Most passes over a source that replay, or temperature, may come to in a phase."
+    )
     shuffle: Flag = recipe(True, "Shuffle the rows of each epoch; false keeps the order of the sources.")
     eval_share: Real = recipe(0.05, "Share of each source's documents that is held out.", ge=0, lt=1)
     eval_max_tokens: Natural = recipe(
         2_000_000, "Most tokens that are held out of a source; one document is, however long it is."
     )
     split_seed: Whole = recipe(0, "Seed of the split; apart from run.seed, so that runs share a held-out set.", ge=0)
-    assistant_only_loss: Flag = recipe(False, "In chat data, train only what the assistant says (not yet: refused).")
+    assistant_only_loss: Flag = recipe(False, "In chat data, train and measure only what the assistant says.")
     parse_special_tokens: Flag = recipe(False, "Read <|endoftext|> and its like inside a text as special tokens.")
     tokenizer_backend: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = bookkeeping(
         "auto", "Library that tokenises; auto takes a fast one where it is proven equal."
@@ -160,12 +179,26 @@ class Training(Section):
         None, "Rows in an optimizer step over all GPUs; the accumulation then follows from the number of GPUs."
     )
     learning_rate: Real = recipe(1e-4, "Peak learning rate.", gt=0, le=1)
-    lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = recipe("cosine", "Shape of the learning rate.")
+    lr_scheduler: Literal["cosine", "linear", "constant", "wsd", "infinite"] = recipe(
+        "cosine", "Shape of the learning rate; each phase warms up anew, but infinite goes on where it was."
+    )
     warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
     warmup_steps: Count | None = recipe(None, "Steps of warm-up; if given, warmup_ratio is not used.")
-    decay_ratio: Real = recipe(0.2, "Share of the phase's steps in which wsd cools down.", gt=0, le=1)
+    decay_ratio: Real = recipe(
+        0.2, "Share of the phase's steps in which wsd cools down in the end, and the last infinite in a row.", gt=0, le=1
+    )
+    cooldown_ratio: Real = recipe(
+        0.1, "Share of the phase's steps in which the first infinite in a row falls to its constant rate.", ge=0, lt=1
+    )
+    constant_ratio: Real = recipe(0.5, "That constant rate of infinite, as a share of the peak.", gt=0, le=1)
     min_lr_ratio: Real = recipe(0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
+    lora_plus_ratio: Positive | None = recipe(
+        None, "LoRA+: the adapter's B learns at so many times the learning rate; null as fast as A."
+    )
     optimizer: Text = recipe("adamw_torch_fused", "Optimizer, by the name that the Trainer knows it by.")
+    optimizer_at_start: Literal["reset", "carry"] = recipe(
+        "reset", "What the optimizer knows when a phase begins: nothing, or what it knew at the end of the one before."
+    )
     weight_decay: Real = recipe(0.1, "Weight decay.", ge=0)
     max_grad_norm: Positive | None = recipe(1.0, "Gradients are clipped to this norm; null clips nothing.")
     gradient_checkpointing: Flag = execution(True, "Compute activations twice instead of keeping them.")
@@ -177,6 +210,23 @@ class Training(Section):
     )
 
 
+class Source(Section):
+    """Documents: a file, a folder, a glob, or a data set of the hub."""
+
+    path: Place = bookkeeping(..., "File, folder or glob, seen from where the command is called; or a hub id.")
+    split: Text | None = recipe(None, "Split of a hub data set.")
+    weight: Positive = recipe(
+        1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.", le=1000
+    )
+
+
+SourceOrPath = Annotated[Source, BeforeValidator(path_as_source, json_schema_input_type=Source | str)]
+Sources = Annotated[
+    tuple[SourceOrPath, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=tuple[SourceOrPath, ...] | Source | str),
+]
+
+
 class Evaluation(Section):
     """What is measured on the held-out documents, and when."""
 
@@ -186,6 +236,35 @@ class Evaluation(Section):
         "best", "Adapter that the next phase starts from: of the best loss, or the last."
     )
     patience: Natural | None = recipe(None, "Stop a phase after so many evaluations without a better loss.")
+    cooldown_ratio: Real = recipe(
+        0.1,
+        "Steps, as a share of those done, in which a phase out of patience lowers its rate before it stops; 0 stops at once.",
+        ge=0,
+        le=1,
+    )
+    best_of: dict[Text, Positive] = recipe(
+        {}, "Weights of held-out sets by whose mean loss the best is chosen ({evolution: 0.5, foundation: 0.5})."
+    )
+    matrix: Literal["every_phase", "end", "off"] = bookkeeping(
+        "every_phase", "When the held-out documents of every phase are measured; before phase 1 as well, unless off."
+    )
+    general: dict[Annotated[str, Field(pattern=PHASE_NAME)], Sources] = bookkeeping(
+        {}, "Sets that are never trained and measured beside the phases' own, by name: {wiki: wiki.jsonl}."
+    )
+    samples: Count = bookkeeping(3, "Held-out prompts that the base and each phase continue, for the report.")
+
+
+class Gate(Section):
+    """What a phase must hold to be published, in nats a token: on its held-out documents and on earlier ones."""
+
+    max_forgetting: Real | None = bookkeeping(
+        None, "Most that the loss of any earlier phase or general set may stand above its best so far.", ge=0
+    )
+    min_gain: Real | None = bookkeeping(None, "Least by which the phase's own held-out loss must have fallen.")
+    on_fail: Literal["stop", "warn", "retry_with_replay"] = bookkeeping(
+        "stop", "When it fails: stop the run, publish it all the same, or train it again with replay."
+    )
+    replay: Share = bookkeeping(0.05, "Share of earlier phases in that second try.")
 
 
 class Checkpoint(Section):
@@ -257,23 +336,6 @@ class Launch(Section):
         return self.num_gpus if self.nnodes == 1 and self.hostfile is None else None
 
 
-class Source(Section):
-    """Documents: a file, a folder, a glob, or a data set of the hub."""
-
-    path: Place = bookkeeping(..., "File, folder or glob, seen from where the command is called; or a hub id.")
-    split: Text | None = recipe(None, "Split of a hub data set.")
-    weight: Positive = recipe(
-        1.0, "How often its training documents are seen in an epoch; 0.5 is half of them.", le=1000
-    )
-
-
-SourceOrPath = Annotated[Source, BeforeValidator(path_as_source, json_schema_input_type=Source | str)]
-Sources = Annotated[
-    tuple[SourceOrPath, ...],
-    BeforeValidator(one_or_many, json_schema_input_type=tuple[SourceOrPath, ...] | Source | str),
-]
-
-
 class Phase(Section):
     """One training stretch of the curriculum; it starts from what the one before published."""
 
@@ -284,12 +346,14 @@ class Phase(Section):
     max_steps: Natural | None = recipe(None, "Budget in optimizer steps; if given, tokens and epochs are not used.")
     tokens: Natural | None = recipe(None, "Budget in trained tokens; if given, epochs is not used.")
     epochs: Positive = recipe(1.0, "Budget in passes over the sources.")
-    handover: Literal["continue", "merge"] = recipe(
+    handover: Literal["continue", "merge", "stack"] = recipe(
         "continue",
-        "How the next phase starts: with this adapter, or with a fresh one on a base that has this one merged.",
+        "How the next phase starts: with this adapter, with a fresh one on a base that has this one merged, or with "
+        "a fresh one on top of this one, which is frozen.",
     )
+    gate: Gate | None = bookkeeping(None, "What the phase must hold to be published.")
     replay: dict[str, Share] | Share | None = recipe(
-        None, "Share of this phase's tokens drawn from earlier phases: of all of them, or by name (not yet: refused)."
+        None, "Share of this phase's tokens drawn from earlier phases: of all of them, or by name ({foundation: 0.05})."
     )
     lora: Lora | None = recipe(None, "Adapter of this phase, where it starts a fresh one.")
     data: Data | None = recipe(None, "Values of `data` for this phase alone.")

@@ -56,7 +56,7 @@ def parse_size(given: Any) -> Any:
 def place(given: str) -> str:
     """~ is the home folder, as in a shell; $VARIABLES are refused: a run must not depend on whose shell it is."""
     if re.search(r"\$\{|\$[A-Za-z_]", given):
-        raise PydanticCustomError("variable", "variables are not filled in; write it out, or use --set from a shell")
+        raise PydanticCustomError("explained", "variables are not filled in; write it out, or use --set from a shell")
     return os.path.expanduser(given)  # noqa: PTH111 - a hub id is no path
 
 
@@ -68,3 +68,18 @@ def path_as_source(given: Any) -> Any:
 def one_or_many(given: Any) -> Any:
     """A single path, or a single mapping, stands for a list of one."""
     return [given] if isinstance(given, str | dict) else given
+
+
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def leaves_the_base_alone(given: Any) -> Any:
+    """Ways to begin an adapter that PEFT knows, and that would not stand on the base that everything here is on."""
+    name = given.lower() if isinstance(given, str) else ""
+    if name.startswith(CHANGE_THE_BASE):
+        what = "it moves a part of the base into the adapter, and the base stays as it is in every phase"
+        raise PydanticCustomError("explained", "{what}; take default, gaussian or orthogonal", {"what": what})
+    if name in ("eva", "mica"):
+        what = "it needs the data before there is an adapter" if name == "eva" else "it trains one of two matrices only"
+        raise PydanticCustomError("explained", "{what}; take default, gaussian or orthogonal", {"what": what})
+    return given

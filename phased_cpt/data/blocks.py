@@ -4,6 +4,7 @@ slices of block 7   [d12: 5 tokens] [d40: 3 tokens, 1 of them context]      max_
 input_ids            a  b  c  d  E   w  x  E   .  .
 position_ids         0  1  2  3  4   0  1  2   0  1      restart at every document, so that attention keeps them apart
 labels               –  b  c  d  E   –  x  E   –  –      – is -100: nothing to predict it from, context, or padding
+                                                         (or, if only what the assistant says is trained, all else)
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from phased_cpt.data.chunks import Integers, Slices
+from phased_cpt.data.chunks import Integers, Mask, Slices
 
 IGNORED = -100
 
@@ -48,6 +49,7 @@ class Blocks:
     slices: Slices
     first: Integers  # of each block, the index of its first slice; and the end
     shape: Shape
+    said: Sequence[Mask | None] = ()  # of each store, where only what the assistant says is trained
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -82,11 +84,24 @@ class Blocks:
         ids[ends[self.slices.shortened[where]] - 1] = shape.eos_id
         labels = ids.copy()
         labels[used:] = IGNORED
+        if any(mask is not None for mask in self.said):
+            labels[:used][~self._said(where, positions[:used])] = IGNORED
         labels[begins] = IGNORED
         if not shape.train_context:
             for at in context.nonzero()[0].tolist():
                 labels[begins[at] : begins[at] + context[at]] = IGNORED
         return Row(input_ids=ids, position_ids=positions, labels=labels)
+
+    def _said(self, where: slice, positions: Integers) -> Mask:
+        """Of the tokens at their places; a store that does not say who speaks is trained whole."""
+        length = self.slices.length[where]
+        at, of = positions + self.slices.start[where].repeat(length), self.slices.store[where].repeat(length)
+        said = np.ones(len(at), bool)
+        for each in np.unique(of).tolist():
+            if (mask := self.said[each]) is not None:
+                here = of == each
+                said[here] = mask.take(at[here])
+        return said
 
     def _tokens(self, where: slice, positions: Integers) -> NDArray[Any]:
         """The tokens at their places, out of one store or of several."""

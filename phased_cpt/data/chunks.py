@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,15 @@ def windows(documents: Slices, capacity: int, overlap: int) -> Slices:
         context=np.where(nth > 0, overlap, 0),
         shortened=documents.shortened[of],
     )
+
+
+def counted(mask: Mask, start: Integers, length: Integers) -> Integers:
+    """How much of each stretch is set; in the order of the store, so that what lies between them is read once."""
+    counts = np.zeros(len(start), np.int64)
+    real = np.flatnonzero(length > 0)  # of an empty stretch, reduceat gives what stands there
+    real = real[np.argsort(start[real], kind="stable")]
+    if len(real):
+        edges = np.stack([start, start + length], axis=1)[real].ravel()
+        begin, end = edges[0], edges.max()
+        counts[real] = np.add.reduceat(np.append(mask[begin:end], False), edges - begin, dtype=np.int64)[::2]
+    return counts

@@ -41,6 +41,10 @@ def rows(run: PreparedRun, folder: Path) -> None:
 def documents(run: PreparedRun, folder: Path) -> None:
     """The documents of each side, each once and whole: what a .bin source holds."""
     for name, split in _splits(run):
+        if any(store.said is not None for store in split.stores):
+            what = "a .bin would hold ids, and not which of them the assistant says (data.assistant_only_loss)"
+            raise InputError(f"--emit-bin: {name}: {what}; --emit-jsonl writes rows with their labels")
+    for name, split in _splits(run):
         each = (ids for share in split.shares for ids in _documents(share))
         write_bin(folder / f"{name}.bin", each, run.tokenizer)
 

@@ -16,7 +16,7 @@ from phased_cpt.data.cache import Facts, Tell, key_of, make_once, sealed_facts
 from phased_cpt.data.chunks import Integers, Slices, shortened
 from phased_cpt.data.mixing import drawn
 from phased_cpt.data.packing import PACKERS
-from phased_cpt.data.tokens import TokenStore, open_ids
+from phased_cpt.data.tokens import TokenStore, open_ids, open_said
 from phased_cpt.errors import InputError
 
 # Narrow where the values are small: ten million documents are 200 MB of index.
@@ -74,21 +74,33 @@ def block_index(shares: Sequence[Share], how: Packing, cache: Path, tell: Tell) 
 
     def build(beside: Path) -> Facts:
         account, slices, first = _packed(shares, how)
-        for name, dtype in ARRAYS.items():
-            np.save(beside / f"{name}.npy", getattr(slices, name).astype(dtype))
-        np.save(beside / "first.npy", first)
-        stores = [{"name": share.store.folder.name, "dtype": share.store.facts["dtype"]} for share in shares]
-        return {"account": asdict(account), "shape": asdict(how.shape), "stores": stores}
+        saved(slices, first, beside)
+        stores = [
+            {"name": share.store.folder.name, "dtype": share.store.facts["dtype"]}
+            | ({"said": True} if share.store.said is not None else {})
+            for share in shares
+        ]
+        # Another release may know no tokens that are masked: where there are none, it reads the same as ever.
+        figures = {name: figure for name, figure in asdict(account).items() if figure or name != "tokens_masked"}
+        return {"account": figures, "shape": asdict(how.shape), "stores": stores}
 
     facts, cached = make_once(folder, build, tell)
     return BlockIndex(folder, Account(**facts["account"]), cached)
+
+
+def saved(slices: Slices, first: Integers, folder: Path) -> None:
+    """The arrays of an index."""
+    for name, dtype in ARRAYS.items():
+        np.save(folder / f"{name}.npy", getattr(slices, name).astype(dtype))
+    np.save(folder / "first.npy", first)
 
 
 def _packed(shares: Sequence[Share], how: Packing) -> tuple[Account, Slices, Integers]:
     documents = _joined([_documents(at, share) for at, share in enumerate(shares)])
     seen = documents if how.chunk_long else shortened(documents, how.shape.max_tokens)
     packed = PACKERS[how.packer](seen, how.shape.max_tokens, how.overlap_tokens, how.keep_order)
-    return account_of(documents, seen, packed, how.shape), packed.slices, packed.first
+    said = [share.store.said for share in shares]
+    return account_of(documents, seen, packed, how.shape, said), packed.slices, packed.first
 
 
 def _documents(at: int, share: Share) -> Slices:
@@ -113,4 +125,5 @@ def open_blocks(folder: Path) -> Blocks:
     arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
     stores = [open_ids(tokens / store["name"], store["dtype"]) for store in facts["stores"]]
     first = np.asarray(np.load(folder / "first.npy", mmap_mode="r"))
-    return Blocks(stores, Slices(**arrays), first, Shape(**facts["shape"]))
+    said = [open_said(tokens / store["name"]) if store.get("said") else None for store in facts["stores"]]
+    return Blocks(stores, Slices(**arrays), first, Shape(**facts["shape"]), said)

@@ -1,5 +1,6 @@
 """A block as text: where its documents begin, what is context only, what nothing is learnt from."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -52,9 +53,10 @@ class Part(NamedTuple):
 
 
 def _slices(split: PreparedSplit, slices: Slices) -> Iterator[Part]:
+    sources = split.sources
     columns = (slices.store, slices.start, slices.length, slices.context)
     for store, start, length, context in zip(*(column.tolist() for column in columns), strict=True):
-        made = split.shares[store].store
+        made = sources[store].store
         document = int(np.searchsorted(made.offsets, start, side="right")) - 1
         begin, after = int(made.offsets[document]), int(made.offsets[document + 1])
         yield Part(made.name, document, start - begin, start - begin + length, after - begin, context)
@@ -78,9 +80,10 @@ def _parts(run: PreparedRun, split: PreparedSplit, blocks: Blocks, number: int) 
         where = "" if length == part.tokens else f", tokens {part.begin:,} to {part.end:,} of {part.tokens:,}"
         yield f"\n── document {part.document} of {part.source}{where} ──\n", BORDER
         labelled, ids = row["labels"][at : at + length] != IGNORED, row["input_ids"][at : at + length]
-        trained = int(labelled.argmax()) if labelled.any() else length
-        yield f"⟦{_text(run, ids[:trained])}⟧", UNLABELLED
-        yield _text(run, ids[trained:])
+        borders = [0, *(np.flatnonzero(np.diff(labelled)) + 1).tolist(), length]
+        for begin, end in itertools.pairwise(borders):
+            text = _text(run, ids[begin:end])
+            yield text if labelled[begin] else (f"⟦{text}⟧", UNLABELLED)
         at += length
     if at < len(row["labels"]):
         yield f"\n── {len(row['labels']) - at:,} positions of padding ──\n", BORDER

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from phased_cpt.data.backends import Backend, Encoded, Ids, Proof, by_reference, interleaved
 from phased_cpt.data.bin import read_bin
-from phased_cpt.data.chunks import Integers
+from phased_cpt.data.chunks import Integers, Mask, counted
 from phased_cpt.data.documents import DIGEST_BYTES, Reading, read_documents
 from phased_cpt.data.files import File, Piece, pieces_of
 from phased_cpt.data.render import Document, Rendering
+from phased_cpt.data.said import mask_of, with_frame
 from phased_cpt.data.tokenizer import Tokenizer
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.stopping import STOPS
 
 PR_SET_PDEATHSIG = 1
@@ -58,6 +59,7 @@ class Result(NamedTuple):
     reading: Reading
     slow_documents: int
     proof: Proof | None  # if something was proven anew
+    said: Mask | None = None  # of each id whether the assistant says it, where that is asked for
 
 
 class Work(NamedTuple):
@@ -72,17 +74,24 @@ class Work(NamedTuple):
         source, tokenizer, backend = self
         reading, file = Reading(), source.files[piece.file]
         if file.format == "tokens":
+            if source.rendering.assistant_only:
+                what = "tokens do not say who speaks, and data.assistant_only_loss trains what the assistant says"
+                raise InputError(f"{file.path}: {what}; name the chats that they were made of, or take it out")
             return _copied(piece, file, tokenizer)
         found = list(read_documents(source.files, piece, source.rendering, source.max_line_bytes, tokenizer, reading))
         if reading.bad and not source.skip_bad:
             found = []  # nothing comes of it: only the other problems are looked for
         documents = [each.document for each in found]
         compared, backend.slow_documents = np.count_nonzero(backend.proof.compared), 0
-        encoded = _encoded(documents, backend)
+        encoded, said = _encoded(documents, backend), None
         parsed = np.array([any(part.special for part in document.parts) for document in documents], bool)
         digests = b"".join(each.digest for each in found)
         news = backend.proof if np.count_nonzero(backend.proof.compared) != compared else None
-        return Result(piece, *_framed(encoded, parsed, tokenizer), digests, reading, backend.slow_documents, news)
+        ids, lengths, is_text = _framed(encoded, parsed, tokenizer)
+        if source.rendering.assistant_only:
+            said = with_frame(mask_of(documents, encoded, tokenizer), is_text, lengths)
+            reading.counts["silent"] = int((counted(said, np.cumsum(lengths) - lengths, lengths) == 0).sum())
+        return Result(piece, ids, lengths, digests, reading, backend.slow_documents, news, said)
 
 
 def _encoded(documents: list[Document], backend: Backend) -> Encoded:
@@ -105,8 +114,11 @@ def _of_parts(document: Document, backend: Backend) -> Encoded:
     return Encoded(np.concatenate(parts), np.array([sum(map(len, parts))]))
 
 
-def _framed(encoded: Encoded, may_be: NDArray[np.bool_], tokenizer: Tokenizer) -> tuple[Ids, Integers]:
-    """Each document with the prefix and one EOS, unless it may bring them along, and does: rendered chats."""
+def _framed(encoded: Encoded, may_be: NDArray[np.bool_], tokenizer: Tokenizer) -> tuple[Ids, Integers, Mask]:
+    """Each document with the prefix and one EOS, unless it may bring them along, and does: rendered chats.
+
+    And which of the ids are the document's own.
+    """
     ids, lengths = encoded
     ends = np.cumsum(lengths)
     begins = ends - lengths
@@ -120,14 +132,14 @@ def _framed(encoded: Encoded, may_be: NDArray[np.bool_], tokenizer: Tokenizer) -
     framed_ends = np.cumsum(lengths + bare * len(prefix) + open_)
     framed_begins = framed_ends - lengths - bare * len(prefix) - open_
     places = [framed_begins[bare] + at for at in range(len(prefix))]
-    framed = np.empty(int(framed_ends[-1]) if len(lengths) else 0, tokenizer.dtype)
-    is_text = np.ones(len(framed), bool)
+    ids_framed = np.empty(int(framed_ends[-1]) if len(lengths) else 0, tokenizer.dtype)
+    is_text = np.ones(len(ids_framed), bool)
     is_text[np.concatenate([framed_ends[open_] - 1, *places])] = False
-    framed[is_text] = ids
-    framed[framed_ends[open_] - 1] = tokenizer.eos_id
+    ids_framed[is_text] = ids
+    ids_framed[framed_ends[open_] - 1] = tokenizer.eos_id
     for place, each in zip(places, prefix, strict=True):
-        framed[place] = each
-    return framed, framed_ends - framed_begins
+        ids_framed[place] = each
+    return ids_framed, framed_ends - framed_begins, is_text
 
 
 def _copied(piece: Piece, file: File, tokenizer: Tokenizer) -> Result:

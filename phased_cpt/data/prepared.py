@@ -2,13 +2,15 @@
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from phased_cpt.config.allowed import nearest
-from phased_cpt.data.chunks import Integers
+from phased_cpt.data.account import labels_of
+from phased_cpt.data.chunks import Integers, Slices
+from phased_cpt.data.composed import Part, tokens_by_source
 from phased_cpt.data.index import BlockIndex, Share
 from phased_cpt.data.mixing import Scores, row_order
 from phased_cpt.data.split import kinship
@@ -19,17 +21,60 @@ from phased_cpt.plan import PhasePlan
 from phased_cpt.schedule import Prepared
 
 
+class Drawn(NamedTuple):
+    """What came of a source, by the tokens that are trained."""
+
+    phase: str  # whose source it is
+    source: str
+    planned: float  # share
+    share: float
+    tokens: int
+    epochs: float  # passes over its documents
+
+
 @dataclass(frozen=True)
 class PreparedSplit:
     """One side of a phase."""
 
     index: BlockIndex
-    shares: tuple[Share, ...]
+    shares: tuple[Share, ...]  # its own documents
     seconds: float  # that it took now
+    parts: tuple[Part, ...] = ()  # of a whole phase that is made up of several
+    epochs: float | None = None  # of its own documents, in such a phase
 
     @property
     def stores(self) -> list[TokenStore]:
         return [share.store for share in self.shares]
+
+    @property
+    def sources(self) -> list[Share]:
+        """In the order of the index, which knows them by number."""
+        return [source for part in self.parts for source in part.sources] or list(self.shares)
+
+    def drawn(self, phase: str) -> list[Drawn]:
+        """What was planned of each source, and what came of it: in an epoch, or in a whole phase."""
+        parts = [(part.phase, part.sources, part.index, part.share) for part in self.parts]
+        tokens = iter(tokens_by_source(self.index.blocks))
+        found = []
+        for whose, sources, index, share in parts or [(phase, self.shares, self.index, 1.0)]:
+            sizes = [source.weight * _labels(source) for source in sources]
+            for source, size, once in zip(sources, sizes, tokens_by_source(index.blocks), strict=True):
+                each, planned = next(tokens), share * size / (sum(sizes) or 1)
+                realised = each / self.index.account.tokens_trained
+                epochs = each / once * source.weight if once else 0.0
+                found.append(Drawn(whose, source.store.name, planned, realised, each, epochs))
+        return found
+
+    def replayed(self, phase: str) -> list[Drawn]:
+        """What came of each earlier phase, its sources together."""
+        drawn, found = [each for each in self.drawn(phase) if each.phase != phase], []
+        for name in dict.fromkeys(each.phase for each in drawn):
+            of = [each for each in drawn if each.phase == name]
+            planned, share = sum(each.planned for each in of), sum(each.share for each in of)
+            tokens, once = sum(each.tokens for each in of), sum(each.tokens / each.epochs for each in of if each.epochs)
+            sources = ", ".join(each.source for each in of)
+            found.append(Drawn(name, sources, planned, share, tokens, tokens / once if once else 0.0))
+        return found
 
     @functools.cached_property
     def digests(self) -> Scores:
@@ -69,12 +114,22 @@ class PreparedPhase:
     def epoch(self) -> Prepared:
         """What a plan needs to know to count steps."""
         account = self.train.index.account
-        return Prepared(blocks=account.blocks, tokens_trained=account.tokens_trained)
+        return Prepared(account.blocks, account.tokens_trained, self.train.epochs)
 
     def order(self, epochs: float) -> Integers:
-        """Which block is trained when."""
+        """Which block is trained when; those of a whole phase lie in order, and have their epochs in them."""
+        if self.train.parts:
+            return np.arange(self.train.index.account.blocks)
         shuffle = self.plan.settings.data.shuffle
         return row_order(self.train.index.account.blocks, epochs, *self.plan.data_seed, shuffle=shuffle)
+
+
+def _labels(share: Share) -> int:
+    """What can be trained of its documents, were none of them cut."""
+    begins = np.asarray(share.store.offsets)[share.documents]
+    lengths = np.diff(share.store.offsets)[share.documents]
+    documents = Slices.of_documents(np.zeros(len(begins), np.int64), begins, lengths)
+    return int(labels_of(documents, said=[share.store.said]).sum())
 
 
 class Copies(NamedTuple):
@@ -105,6 +160,14 @@ class PreparedRun:
 
     tokenizer: Tokenizer
     phases: tuple[PreparedPhase, ...]
+    general: dict[str, PreparedSplit] = field(default_factory=dict)  # evaluation.general: never trained
+
+    def held_out(self, name: str) -> PreparedSplit:
+        """What is measured under this name: of a phase, or a general set."""
+        found = {phase.plan.name: phase.eval for phase in self.phases} | dict(self.general)
+        if (split := found.get(name)) is None:
+            raise InputError(f"{name} holds nothing out (data.eval_share is 0, and it has no eval_sources)")
+        return split
 
     def duplicates(self, phase: str, side: str) -> int:
         """Documents that are an exact copy of an earlier one on the same side."""
@@ -127,6 +190,7 @@ class PreparedRun:
     @functools.cached_property
     def _kinship(self) -> tuple[list[tuple[str, str]], Integers]:
         splits = {(phase.plan.name, side): split for phase in self.phases for side, split in phase.splits.items()}
+        splits |= {(name, "eval"): split for name, split in self.general.items()}
         return list(splits), kinship([split.digests for split in splits.values()])
 
     def phase(self, name: str) -> PreparedPhase:

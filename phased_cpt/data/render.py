@@ -5,7 +5,6 @@
 {"instruction": …, "input": …, "output": …} the same, as a user's question and its answer
 """
 
-import functools
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from phased_cpt.config.allowed import nearest
 from phased_cpt.data.records import BadRecord, Fields, cut, kind
+from phased_cpt.data.template import Span, filled, marks_not_in, said
 from phased_cpt.data.tokenizer import Tokenizer
 
 # Fields that `text_field: auto` looks for, in this order, and nothing else.
@@ -31,6 +31,7 @@ class Document(NamedTuple):
 
     parts: tuple[Part, ...]
     identity: str
+    said: tuple[Span, ...] = ()  # what the assistant says of the parts' text, where that alone is trained
 
 
 class Rendering(NamedTuple):
@@ -39,6 +40,12 @@ class Rendering(NamedTuple):
     text_field: str
     where: dict[str, Any]
     parse_special_tokens: bool
+    assistant_only: bool = False
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Of what is made so; an option that is off is not in it, so that what an older release made is found."""
+        return {name: value for name, value in self._asdict().items() if name != "assistant_only" or value}
 
     @property
     def columns(self) -> set[str]:
@@ -94,6 +101,9 @@ def _renderer(field: str, value: Any) -> "Renderer":
 
 def _raw(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
     text = _text(fields, field)
+    if rendering.assistant_only:
+        what = "a text, and data.assistant_only_loss trains what the assistant says in chats (messages)"
+        raise BadRecord(field, f"{what}; set it in phases of chats alone, or take it out")
     return Document((Part(text, rendering.parse_special_tokens),), text) if text.strip() else None
 
 
@@ -106,7 +116,7 @@ def _chat(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer
             raise BadRecord(f"{field}[{number}]", 'needed is {"role": "…", "content": "…"}')
         if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
             raise BadRecord(f"{field}[{number}].content", f"{kind(message.get('content'))}; needed is a text")
-    return _through_template(messages, tokenizer) if messages else None
+    return _through_template(messages, rendering, tokenizer) if messages else None
 
 
 def _alpaca(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
@@ -119,11 +129,13 @@ def _alpaca(field: str, fields: Fields, rendering: Rendering, tokenizer: Tokeniz
     if tokenizer.chat_template:
         user = f"{question}\n\n{given}" if given else question
         messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        chat = _through_template([{"role": "system", "content": system}] * bool(system) + messages, tokenizer)
+        messages = [{"role": "system", "content": system}] * bool(system) + messages
+        chat = _through_template(messages, rendering, tokenizer)
         return chat and chat._replace(identity=identity)
     headed = {"Instruction": question, "Input": given, "Response": answer}
     text = "\n\n".join([system] * bool(system) + [f"### {name}:\n{part}" for name, part in headed.items() if part])
-    return Document((Part(text, False),), identity)
+    said_last = Span(len(text) - len(answer), len(text))
+    return Document((Part(text, False),), identity, (said_last,) if answer else ())
 
 
 def _text(fields: Fields, field: str) -> str:
@@ -147,19 +159,20 @@ RENDERERS: dict[str, Renderer] = {
 # Chat templates ------------------------------------------------------------------------------------------------------
 
 
-def _through_template(messages: list[Fields], tokenizer: Tokenizer) -> Document | None:
+def _through_template(messages: list[Fields], rendering: Rendering, tokenizer: Tokenizer) -> Document | None:
     if tokenizer.chat_template is None:
         advice = "give model.tokenizer one with a chat_template, or the rendered chats as text"
         raise BadRecord("messages", f"the tokenizer {tokenizer.name} has no chat template; {advice}")
     identity = json.dumps(messages, ensure_ascii=False, default=str)
-    text = _filled(tokenizer, messages)
+    text = filled(tokenizer, messages)
     if not text.strip():
         return None
-    before, behind = _marks_not_in(text + identity)
+    spans = said(tokenizer, messages, text) if rendering.assistant_only else ()
+    before, behind = marks_not_in(text + identity)
     marked = _marked(messages, before, behind, tokenizer)
     if marked == messages:
-        return Document((Part(text, special=True),), identity)
-    return Document(_quoting(_filled(tokenizer, marked), before, behind, text), identity)
+        return Document((Part(text, special=True),), identity, spans)
+    return Document(_quoting(filled(tokenizer, marked), before, behind, text), identity, spans)
 
 
 def _quoting(marked: str, before: str, behind: str, text: str) -> tuple[Part, ...]:
@@ -174,12 +187,6 @@ def _quoting(marked: str, before: str, behind: str, text: str) -> tuple[Part, ..
     return tuple(Part(part, special=at % 2 == 0) for at, part in enumerate(parts[::2]) if part)
 
 
-def _marks_not_in(text: str) -> tuple[str, str]:
-    """Two letters of Unicode's private planes that nobody uses here."""
-    free = (chr(point) for point in range(0xF0000, 0x110000) if chr(point) not in text)
-    return next(free), next(free)
-
-
 def _marked(value: Any, before: str, behind: str, tokenizer: Tokenizer) -> Any:
     """The messages, with marks around the special tokens that people wrote into them."""
     if isinstance(value, str):
@@ -190,43 +197,3 @@ def _marked(value: Any, before: str, behind: str, tokenizer: Tokenizer) -> Any:
     return (
         {_marked(key, *how): _marked(each, *how) for key, each in value.items()} if isinstance(value, dict) else value
     )
-
-
-def _filled(tokenizer: Tokenizer, messages: list[Fields]) -> str:
-    """What the template prints. It is a program of somebody's, so it may fail in any way there is."""
-    try:
-        template, names = _template(tokenizer.chat_template or ""), dict(tokenizer.template_tokens)
-        return str(template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **names))
-    except Exception as error:
-        raise BadRecord("messages", f"the chat template of {tokenizer.name} refuses it: {cut(str(error))}") from None
-
-
-@functools.cache
-def _template(source: str) -> Any:
-    """As transformers compiles it (a test compares them), but for today's date: the same data make the same text."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} … {% endgeneration %} marks what the assistant says; here it is text like any other."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> nodes.Node:
-            next(parser.stream)
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    extensions = [Generation, "jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)

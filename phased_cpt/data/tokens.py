@@ -3,8 +3,10 @@
 ids.bin        uint16 or uint32     d0 d0 d0 EOS d1 d1 EOS d2 …
 offsets.npy    where each document begins, and the end
 digests.npy    64 bits of the sha256 of each document's text, for the split and for duplicates
+said.bin       of each id whether the assistant says it: only with data.assistant_only_loss
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from phased_cpt.data.backends import Backends, Differs
 from phased_cpt.data.bin import meta_file
 from phased_cpt.data.cache import Facts, file_digests, key_of, make_once, stamp
-from phased_cpt.data.chunks import Integers
+from phased_cpt.data.chunks import Integers, Mask
 from phased_cpt.data.documents import PROBLEMS_SHOWN, Reading
 from phased_cpt.data.mixing import Scores
 from phased_cpt.data.piecework import Result, Source, Work, tokenised_pieces
@@ -43,6 +45,10 @@ class TokenStore:
         return open_ids(self.folder, self.facts["dtype"])
 
     @property
+    def said(self) -> Mask | None:
+        return open_said(self.folder) if self.facts.get("said") else None
+
+    @property
     def offsets(self) -> Integers:
         return np.load(self.folder / "offsets.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
@@ -55,6 +61,12 @@ def open_ids(folder: Path, dtype: str) -> NDArray[Any]:
     """The ids as a plain array over the mapped file: numpy's own class for that costs microseconds an access."""
     file = folder / "ids.bin"
     return np.asarray(np.memmap(file, dtype, "r")) if file.stat().st_size else np.empty(0, dtype)
+
+
+def open_said(folder: Path) -> Mask:
+    """Of each id whether the assistant says it."""
+    file = folder / "said.bin"
+    return np.asarray(np.memmap(file, np.bool_, "r")) if file.stat().st_size else np.empty(0, bool)
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def token_store(source: Source, backend: str, shop: Workshop) -> TokenStore:
     stamps = [stamp(path) for path in paths]  # before anything is read, so that no change goes unseen
     memory = shop.cache / "sources" / f"{key_of(*map(str, paths))}.json"
     contents = [[file.format for file in source.files], file_digests(paths, memory)]
-    key = key_of("tokens", contents, source.rendering._asdict(), source.max_line_bytes, shop.tokenizer.digest)
+    key = key_of("tokens", contents, source.rendering.key, source.max_line_bytes, shop.tokenizer.digest)
 
     def require_unchanged() -> None:
         if [stamp(path) for path in paths] != stamps:
@@ -115,9 +127,13 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
     """Every piece in order, whoever has done it."""
     total, slow, lengths, digests = Reading(), 0, [np.empty(0, np.int64)], []
     numbers = LineNumbers(work.source)
-    with (beside / "ids.bin").open("wb") as file:
+    with contextlib.ExitStack() as files:
+        file = files.enter_context((beside / "ids.bin").open("wb"))
+        said = files.enter_context((beside / "said.bin").open("wb")) if work.source.rendering.assistant_only else None
         for result in tokenised_pieces(work, shop.workers, beside):
             file.write(result.ids)  # type: ignore[arg-type] # unlike its own tofile, this says that a disk is full
+            if said is not None and result.said is not None:
+                said.write(result.said)  # type: ignore[arg-type]
             lengths.append(result.lengths)
             digests.append(result.digests)
             slow += result.slow_documents
@@ -143,6 +159,7 @@ def _tokenised(beside: Path, work: Work, shop: Workshop) -> Facts:
         "bad": total.bad,
         "problems": numbers.problems,
         **{name: total.counts[name] for name in COUNTED},
+        **({"said": True, "silent": total.counts["silent"]} if work.source.rendering.assistant_only else {}),
     }
 
 

@@ -1,11 +1,11 @@
 """The loss on held-out documents: a mean over tokens, the same for any number of ranks and any batch.
 
-rows of every set in one list ─ each rank its share, in equal numbers of forwards ─ (loss, tokens) of each row ─ summed
+rows of a set in one list ─ each rank its share, in equal numbers of forwards ─ (loss, tokens) of each row ─ summed
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,31 +50,28 @@ def held_out_losses(
     ranks: int,
     device: torch.device,
 ) -> dict[str, Measured]:
-    """The loss of every set, in one pass. Collective: every rank calls it, and forwards equally often.
+    """The loss of every set. Collective: every rank calls it, and forwards equally often.
 
-    Unequal counts of forwards hang ZeRO-3 for ever, so a rank without a row left repeats one and throws it away.
+    Unequal counts of forwards hang ZeRO-3 for ever, so a rank without a row left repeats one and throws it away. A
+    batch holds rows of one set: those of another phase may have another length, and a set is measured to the same bits
+    whatever is measured beside it.
     """
-    every = [(name, at) for name, rows in sets.items() for at in range(len(rows))]
-    found = torch.zeros((len(every), 2), dtype=torch.float64, device=device)
-    with torch.no_grad(), measuring(model):
-        for begin in range(0, len(every), ranks * batch_rows):
-            mine = range(begin + rank * batch_rows, min(begin + (rank + 1) * batch_rows, len(every)))
-            batch = default_collate([sets[name][at] for name, at in ([every[i] for i in mine] or every[:1])])
-            batch = {key: values.to(device) for key, values in batch.items()}
-            total = losses(batch).double()
-            if len(mine):
-                found[mine.start : mine.stop, 0] = total
-                found[mine.start : mine.stop, 1] = (batch["labels"][:, 1:] != IGNORED).sum(1)
-    if ranks > 1:
-        all_reduce(found, ReduceOp.SUM)  # each row was written by one rank, so nothing depends on an order of sums
-    return _of_sets(found.cpu(), [name for name, _ in every])
-
-
-def _of_sets(found: Tensor, owners: Sequence[str]) -> dict[str, Measured]:
     measured = {}
-    for name in dict.fromkeys(owners):
-        loss, tokens = found[torch.tensor([owner == name for owner in owners])].sum(0).tolist()
-        measured[name] = Measured(loss / tokens if tokens else 0.0, int(tokens))
+    with torch.no_grad(), measuring(model):
+        for name, rows in sets.items():
+            found = torch.zeros((len(rows), 2), dtype=torch.float64, device=device)
+            for begin in range(0, len(rows), ranks * batch_rows):
+                mine = range(begin + rank * batch_rows, min(begin + (rank + 1) * batch_rows, len(rows)))
+                batch = default_collate([rows[at] for at in (mine or range(1))])
+                batch = {key: values.to(device) for key, values in batch.items()}
+                total = losses(batch).double()
+                if len(mine):
+                    found[mine.start : mine.stop, 0] = total
+                    found[mine.start : mine.stop, 1] = (batch["labels"][:, 1:] != IGNORED).sum(1)
+            if ranks > 1:
+                all_reduce(found, ReduceOp.SUM)  # each row was written by one rank: nothing depends on an order of sums
+            loss, tokens = found.sum(0).tolist()
+            measured[name] = Measured(loss / tokens if tokens else 0.0, int(tokens))
     return measured
 
 

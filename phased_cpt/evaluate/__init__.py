@@ -54,7 +54,7 @@ def evaluated(wanted: EvaluateWanted) -> dict[str, Any]:
     course.begin(len(names) * (sum(len(each.rows) for each in sets.values()) + len(questions) + len(wanted.tasks)))
     measures = Measures(sets, questions, harness, course)
     try:
-        models = {name: measures.of(lineup, name) for name in names}
+        models = {name: measures.of(lineup, name, names[at:]) for at, name in enumerate(names)}
     except torch.OutOfMemoryError:
         raise PhasedCptError(f"{lineup.device} has no room for it; try --4bit, or --device cpu") from None
     finally:
@@ -102,9 +102,10 @@ class Measures:
         """What is known to fit."""
         return max((each.batch_rows for each in self.sets.values()), default=1)
 
-    def of(self, lineup: Lineup, name: str) -> dict[str, Any]:
-        """The facts of one model."""
+    def of(self, lineup: Lineup, name: str, left: Sequence[str]) -> dict[str, Any]:
+        """The facts of one model; only those that are left may still be in memory, and not two where one will do."""
         facts: dict[str, Any] = {}
+        lineup.drop_all_but(left)
         with lineup.as_(name) as model:
             self.course.at(name)
             if self.sets:

@@ -23,14 +23,15 @@ from phased_cpt.plan import Plan
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """What a phase holds out."""
+    """What a phase holds out; or a set of evaluation.general, which is never trained."""
 
     rows: Rows
     batch_rows: int
+    is_general: bool = False
 
 
 def held_out_sets(record: RunRecord, plan: Plan, watcher: Watcher) -> dict[str, HeldOutSet]:
-    """Of every phase of a run, by its name; an InputError says why there is none."""
+    """Of every phase of a run, and its general sets, by their names; an InputError says why there is none."""
     prepared = prepare(plan, watcher)
     _require_same_data(record, prepared)
     sets = {
@@ -38,6 +39,8 @@ def held_out_sets(record: RunRecord, plan: Plan, watcher: Watcher) -> dict[str, 
         for phase in prepared.phases
         if phase.eval
     }
+    general = plan.config.evaluation.micro_batch_size
+    sets |= {name: HeldOutSet(Rows(each.index.blocks), general, True) for name, each in prepared.general.items()}
     if not sets:
         raise InputError(
             f"{plan.name}: this run holds nothing out (data.eval_share is 0, and no phase has eval_sources)"
@@ -62,6 +65,8 @@ def _require_same_data(record: RunRecord, prepared: PreparedRun) -> None:
 def _path(phase: PreparedPhase, key: str) -> str:
     """Which source a key such as eval_sources.0 means."""
     field, _, at = key.partition(".")
+    if field == "replay":
+        return f"what it replays of {at.partition('.')[0]}"
     return str(getattr(phase.plan.phase, field)[int(at)].path)
 
 

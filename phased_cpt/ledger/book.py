@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from phased_cpt import __version__
@@ -17,10 +18,10 @@ from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger.choose import next_archive
 from phased_cpt.ledger.fingerprint import Inputs, Weights, differences, fingerprint_of
 from phased_cpt.ledger.match import fresh, reconcile, require_same
-from phased_cpt.ledger.record import Attempt, RunRecord, read_record
+from phased_cpt.ledger.record import Archiving, Attempt, PhaseRecord, RunRecord, read_record
 from phased_cpt.plan import PhasePlan, Plan
 from phased_cpt.resolved import every_value, resolved_yaml
-from phased_cpt.run_dir import RunDir, publish_file, sync_folder
+from phased_cpt.run_dir import MERGED_BASE, RunDir, publish_file, sync_folder
 
 _RESOLVED_HEAD = (
     "# Every value of this run's first attempt; never rewritten (run.json has what later attempts changed)."
@@ -93,7 +94,7 @@ class Ledger:
             return
         if phase.number > 1:
             before = self.record.phases[phase.number - 2]
-            if before.published is None or before.published.digest != inputs.start.digest:
+            if inputs.start.digest not in [each.digest for each in (before.published, before.handed_over) if each]:
                 raise PhasedCptError(f"phase {phase.name} must start from what {before.name} published")
         self._change(
             phase,
@@ -104,14 +105,14 @@ class Ledger:
             started=_now(),
         )
 
-    def publish(self, phase: PhasePlan, weights: Weights) -> None:
+    def publish(self, phase: PhasePlan, weights: Weights, gate: dict[str, Any] | None = None) -> None:
         """The phase is done: its weights are on disk, and this line makes them count."""
         if self.record.phase(phase.name).state != "running":
             raise PhasedCptError(f"phase {phase.name} is not running, so it has nothing to publish")
         if not (weights.folder if weights.kind == "base" else weights.adapters[-1].folder):
             raise PhasedCptError(f"phase {phase.name} publishes a {weights.kind}, but does not say where it lies")
         self._require_there(phase, weights)
-        self._change(phase, state="done", published=weights, finished=_now())
+        self._change(phase, state="done", published=weights, gate=gate, finished=_now())
 
     def require_done(self, phase: PhasePlan) -> None:
         """An exit code of 0 is not proof; what is on disk is, whoever wrote it."""
@@ -127,6 +128,29 @@ class Ledger:
             raise PhasedCptError(f"phase {phase.name} has published nothing yet")
         return weights
 
+    def judged(self, phase: PhasePlan, verdict: dict[str, Any]) -> None:
+        """The phase is trained, and its gate does not let it be published."""
+        self._change(phase, gate=verdict)
+
+    def try_again(self, phase: PhasePlan, replay: float) -> None:
+        """The phase begins anew, with so much of the earlier ones; what it has made goes to the archive."""
+        gate = self.record.phase(phase.name).gate
+        anew = PhaseRecord(name=phase.name, folder=phase.folder, gate=gate, replay_by_gate=replay)
+        phases = tuple(anew if old.name == phase.name else old for old in self.record.phases)
+        self._write(phases=phases, archiving=Archiving(number=next_archive(self.run_dir), names=(phase.folder,)))
+        self._finish_archiving()
+
+    def hand_over(self, phase: PhasePlan, weights: Weights) -> None:
+        """What the next phase starts from, where that is not what was published."""
+        self._change(phase, handed_over=weights)
+
+    def fingerprint(self, phase: PhasePlan) -> str:
+        """What the phase was begun as, which names all that it makes: an older version may have made it of fewer keys."""
+        fingerprint = self.record.phase(phase.name).fingerprint
+        if fingerprint is None:
+            raise PhasedCptError(f"phase {phase.name} has not begun")
+        return fingerprint.digest
+
     def resumed(self, phase: PhasePlan, step: int) -> None:
         """A job of the phase begins, after this step."""
         *earlier, attempt = self.record.attempts
@@ -140,7 +164,8 @@ class Ledger:
         return str(self.record.wandb_id)
 
     def _require_there(self, phase: PhasePlan, weights: Weights) -> None:
-        folders = [weights.folder, *(adapter.folder for adapter in weights.adapters)]
+        made_anew = Path(weights.folder).name == MERGED_BASE  # if it is wanted again
+        folders = [*([] if made_anew else [weights.folder]), *(adapter.folder for adapter in weights.adapters)]
         if gone := [folder for folder in folders if folder and not (self.run_dir.root / folder).is_dir()]:
             mend = f"restore it, or train the phase again with `--redo-from {phase.name}`"
             raise PhasedCptError(f"phase {phase.name} published {', '.join(gone)}, which is not there; {mend}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from phased_cpt.config.schema import Run
+from phased_cpt.config.schema import Phase, Run, RunConfig
 from phased_cpt.errors import InputError, LedgerRefuses
 from phased_cpt.ledger.fingerprint import differences, told
 from phased_cpt.ledger.record import Archiving, PhaseRecord, RunRecord
@@ -22,7 +22,9 @@ def reconcile(record: RunRecord, plan: Plan, redo_from: str | None, archive_numb
     if redo_from is not None and not (redo_from == record.redoing and _matches(record.begun, plan)):
         record = _forget(record, plan, redo_from, archive_number)
     _require_match(record.begun, plan)
-    return record.model_copy(update={"phases": (*record.begun, *fresh(plan.phases[len(record.begun) :]))})
+    to_come = fresh(plan.phases[len(record.begun) :])
+    tried = {phase.name: phase for phase in record.phases if phase.state == "pending" and phase.replay_by_gate}
+    return record.model_copy(update={"phases": (*record.begun, *(tried.get(each.name, each) for each in to_come))})
 
 
 def _require_same_run(record: RunRecord, plan: Plan) -> None:
@@ -40,10 +42,21 @@ def fresh(phases: Sequence[PhasePlan]) -> tuple[PhaseRecord, ...]:
 def require_same(record: PhaseRecord, now: dict[str, Any], planned: PhasePlan) -> None:
     """Refuse a phase that has begun as something else, field by field."""
     was = record.fingerprint.parts if record.fingerprint else now
-    if found := differences(was, now):
+    if found := differences(_with_younger_keys(was, now), now):
         state = "is done" if record.state == "done" else "has begun"
         what = f"phase {record.name} {state}, with other values than it has now:\n{told(found)}{_hints(found, planned)}"
         raise LedgerRefuses(f"{what}\n{_ways_out(record.name)}")
+
+
+def _with_younger_keys(was: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What an older version has not written down, because it had no such key, it has done as the default says.
+
+    A key that was left out because it decided nothing gets its default, too: whatever makes it decide is another key.
+    """
+    defaults = RunConfig().model_dump(mode="json", exclude={"phases"})
+    named = {f"{section}.{key}": value for section, values in defaults.items() for key, value in values.items()}
+    named |= {key: field.get_default() for key, field in Phase.model_fields.items() if not field.is_required()}
+    return {key: named[key] for key in now.keys() & named.keys()} | was
 
 
 def _hints(found: dict[str, tuple[Any, Any]], planned: PhasePlan) -> str:
@@ -55,6 +68,9 @@ def _hints(found: dict[str, tuple[Any, Any]], planned: PhasePlan) -> str:
         hints.append(f"    (the batch follows from the number of GPUs, {planned.batch.ranks} now; `{keep}` keeps it)")
     for key, sources in (("sources", planned.phase.sources), ("eval_sources", planned.phase.eval_sources)):
         hints += [f"    ({key}.{n} is {source.path})" for n, source in enumerate(sources) if f"{key}.{n}" in found]
+    if "training.anneals" in found:
+        why = "whether the last steps of `infinite` go down depends on the phase behind it"
+        hints.append(f"    ({why}: give a new phase another training.lr_scheduler)")
     return "".join(f"\n{hint}" for hint in hints)
 
 

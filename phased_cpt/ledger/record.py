@@ -22,6 +22,9 @@ class PhaseRecord(Record):
     execution: dict[str, JsonValue] = Field(default_factory=dict)
     started_from: Weights | None = None
     published: Weights | None = None
+    handed_over: Weights | None = None  # merged, where the next phase starts from that
+    gate: dict[str, JsonValue] | None = None  # its verdict
+    replay_by_gate: float | None = None  # share of earlier phases in its second try
     started: str | None = None
     finished: str | None = None
 

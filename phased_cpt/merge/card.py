@@ -89,6 +89,7 @@ def told(facts: dict[str, Any]) -> list[str]:
     lines = [f"{facts['numbers'] / 1e6:,.1f} million weights in {facts['dtype']}, {facts['merged']} layers merged"]
     if facts["untied"]:
         lines.append("input and output embeddings were one in the base, and are two here: an adapter changed one alone")
+    lines += _strengths(facts)
     if chosen := facts.get("base_choice"):
         lines.append(f"base: {chosen['kind']}, because {chosen['why']}" + _measured(chosen))
     if facts["merged"]:
@@ -101,6 +102,15 @@ def told(facts: dict[str, Any]) -> list[str]:
         share = f"{logits['agreed']} of {logits['clear']} clear positions have the same first token"
         lines.append(f"{against}: {share}; the mean difference is {logits['spread']:.2%} of their spread")
     return lines
+
+
+def _strengths(facts: dict[str, Any]) -> list[str]:
+    """What is in it, where it is not all of what was published."""
+    moved = [facts["toward"]] if facts.get("toward") else []
+    parts = [*moved, *facts["adapters"]]
+    if all(each["scale"] == 1 for each in parts):
+        return []
+    return ["base" + "".join(f" + {each['scale']:g} × {'/'.join(Path(each['folder']).parts[-2:])}" for each in parts)]
 
 
 def _measured(chosen: dict[str, Any]) -> str:

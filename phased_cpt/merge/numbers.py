@@ -1,8 +1,9 @@
-"""The numbers of the base, parameter by parameter: as its files have them, or as 4 bits leave them."""
+"""The numbers of the base, parameter by parameter: as its files have them, as 4 bits leave them, or moved to others."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from phased_cpt.merge.places import Places
@@ -60,3 +61,28 @@ class Base:
     def forget(self) -> None:
         """Of groups of tensors, the last is held."""
         self._made = ("", {})
+
+
+class Between(Base):
+    """A base that is moved towards other weights of it, so far: 0 is the base, 1 the other."""
+
+    def __init__(
+        self, folder: Folder, places: Places, replaced: Mapping[str, Read], other: Base, strength: float
+    ) -> None:
+        super().__init__(folder, places, replaced)
+        self.other, self.strength = other, strength
+
+    def read(self, param: str) -> Tensor:
+        return self._between(param, super().read(param), self.other.read(param))
+
+    def rows(self, param: str, begin: int, end: int) -> Tensor:
+        return self._between(param, super().rows(param, begin, end), self.other.rows(param, begin, end))
+
+    def forget(self) -> None:
+        super().forget()
+        self.other.forget()
+
+    def _between(self, param: str, here: Tensor, there: Tensor) -> Tensor:
+        if param in self.replaced or not here.is_floating_point():
+            return here
+        return torch.lerp(here.float(), there.float(), self.strength)

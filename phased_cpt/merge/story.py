@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 from phased_cpt.data.watch import Watcher
-from phased_cpt.errors import PhasedCptError
+from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.merge import shards as files
 from phased_cpt.merge.adapters import Adapted, Given, Live
 from phased_cpt.merge.card import told, write_card, write_configs
 from phased_cpt.merge.check import Logits, Wrong, compared
 from phased_cpt.merge.choice import WINDOWS, Choice, choose, tokens_that_fit
 from phased_cpt.merge.empty import empty_model
-from phased_cpt.merge.numbers import Base
+from phased_cpt.merge.numbers import Base, Between
 from phased_cpt.merge.pieces import Output, numbers_of, usual_dtype
 from phased_cpt.merge.places import Places
 from phased_cpt.merge.quantised import FourBits
@@ -51,12 +51,17 @@ class Materials:
     adapted: Adapted
     dtype: torch.dtype
     device: torch.device
+    other: Base | None = None  # what the base is moved towards
 
     def base(self, four_bits: FourBits | None = None) -> Base:
+        if self.other is not None and self.job.toward is not None:
+            how_far = self.other, self.job.toward.scale
+            return Between(self.folder, self.places, self.adapted.replaced, *how_far)
         return Base(self.folder, self.places, self.adapted.replaced, four_bits)
 
     def output(self, four_bits: FourBits | None = None) -> Output:
-        return Output(self.base(four_bits), self.adapted, self.dtype, four_bits.names if four_bits else ())
+        through = self.other.places.of if self.other else four_bits.names if four_bits else ()
+        return Output(self.base(four_bits), self.adapted, self.dtype, through)
 
 
 def merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
@@ -91,6 +96,7 @@ def _merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
         "format": FORMAT,
         "base": {"folder": job.base, "digest": job.base_digest},
         "adapters": [{"folder": each.folder, "digest": each.digest, "scale": each.scale} for each in job.adapters],
+        "toward": asdict(job.toward) if job.toward else None,
         "dtype": str(materials.dtype).removeprefix("torch."),
         "numbers": numbers_of(materials.empty),
         "merged": len(materials.adapted.sites),
@@ -106,6 +112,14 @@ def _merge(job: MergeJob, watcher: Watcher) -> dict[str, Any]:
     for line in told(facts):
         watcher.tell(f"  {line}")
     return facts
+
+
+def weights_of(folder: Path, *, trust_remote_code: bool) -> Base:
+    """All numbers of a folder, none of them read yet."""
+    files = Folder(folder)
+    places = Places(empty_model(folder, trust_remote_code=trust_remote_code), files)
+    places.require_all()
+    return Base(files, places, {})
 
 
 def empty_model_of(job: MergeJob) -> PreTrainedModel:
@@ -126,7 +140,18 @@ def _materials(job: MergeJob) -> Materials:
             raise PhasedCptError(f"{each.folder}: the adapter has changed since the merge was asked for; ask again")
     dtype = usual_dtype(folder.tensors) if job.dtype == "auto" else TYPES[job.dtype]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Materials(job, empty, places, folder, adapted, dtype, device)
+    return Materials(job, empty, places, folder, adapted, dtype, device, _other(job, places))
+
+
+def _other(job: MergeJob, here: Places) -> Base | None:
+    """The whole weights that the base is moved towards."""
+    if job.toward is None:
+        return None
+    folder = Path(job.toward.folder)
+    there = weights_of(folder, trust_remote_code=job.trust_remote_code)
+    if there.places.shapes != here.shapes:
+        raise InputError(f"{folder}: these are not weights of the same architecture as {job.base}")
+    return there
 
 
 def begun(job: MergeJob) -> Path:
@@ -183,11 +208,8 @@ def _checked(materials: Materials, output: Output, folder: Path, windows: Window
     rows = windows.first(CHECK_ROWS, LONGEST if fit is None else max(8, min(CPU_TOKENS, fit // CHECK_ROWS)))
     adapted = materials.adapted
     live = walked(adapted.adapted or adapted.model, Live(adapted, output.base), rows, materials.device)
-    written = empty_model(folder, trust_remote_code=materials.job.trust_remote_code)
-    there = Folder(folder)
-    places = Places(written, there)
-    places.require_all()
-    merged = walked(written, Base(there, places, {}), rows, materials.device)
+    there = weights_of(folder, trust_remote_code=materials.job.trust_remote_code)
+    merged = walked(there.places.model, there, rows, materials.device)
     exact = materials.dtype == torch.float32
     logits = compared(live, merged, exact=exact)
     if not logits.holds:

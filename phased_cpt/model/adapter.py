@@ -1,9 +1,12 @@
 """The adapter that a phase trains: a fresh one, or the one that the phase before has published."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
@@ -33,12 +36,36 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
         lora_alpha=_whole(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=targets,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init == "default" else lora.init,
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=FP32_ADAPTER)
     except ValueError as error:
         raise InputError(f"lora.target_modules: {error}") from None
+
+
+def stacked(model: PreTrainedModel | PeftModel, below: Sequence[Path]) -> PreTrainedModel | PeftModel:
+    """Earlier adapters, frozen and without dropout, beside the one that learns: each adds to what the base says."""
+    if not below:
+        return model
+    assert isinstance(model, PeftModel)
+    names = [f"below_{number}" for number in range(1, len(below) + 1)]
+    for name, folder in zip(names, below, strict=True):
+        found = model.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=FP32_ADAPTER)
+        if wrong := [key for key in found.missing_keys if f".{name}." in key] + list(found.unexpected_keys):
+            raise InputError(f"{folder}: this adapter does not fit the base: {wrong[0]}")
+    learns = model.active_adapter
+    cast(Any, model.base_model).set_adapter([learns, *names])
+    for path, module in model.named_modules():
+        owner, _, name = path.rpartition(".")
+        if name in names:
+            module.requires_grad_(False)
+        if name in names and owner.endswith("lora_dropout"):
+            cast(nn.ModuleDict, model.get_submodule(owner))[name] = nn.Identity()
+    return model
 
 
 def _continued(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -58,6 +85,17 @@ def _continued(model: PreTrainedModel, folder: Path) -> PeftModel:
         if wrong:
             raise InputError(f"{folder}: this adapter does not fit the base {model.name_or_path}: {wrong[0]}")
     return adapted
+
+
+def described(model: nn.Module) -> str:
+    """The adapter that learns, and how strongly it counts."""
+    assert isinstance(model, PeftModel)
+    name = model.active_adapter
+    config, layers = model.peft_config[name], (each for each in model.modules() if isinstance(each, LoraLayer))
+    found = {layer.scaling[name] for layer in layers if name in layer.scaling}  # by its rank, which may differ
+    scales = dict.fromkeys((min(found), max(found)))
+    kind = ("rs" if config.use_rslora else "") + ("DoRA" if config.use_dora else "LoRA")
+    return f"{kind} of rank {config.r}, scaled by {' to '.join(f'{scale:.4g}' for scale in scales)}"
 
 
 def _whole(alpha: float) -> int:

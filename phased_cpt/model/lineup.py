@@ -1,25 +1,25 @@
 """A base and what every phase has made of it, in one loaded model.
 
-base weights, in memory once ─┬─ every adapter off      base
-                              ├─ adapter of phase 1     foundation
-                              └─ adapter of phase 2     evolution
-other whole weights           ─── loaded when asked for: a phase that trained every weight, the merged model
+base weights, in memory once ─┬─ every adapter off            base
+                              ├─ adapter of phase 1           foundation
+                              └─ adapters of phases 1 and 2   evolution, if it stands on foundation's (handover: stack)
+other whole weights           ─── loaded when asked for: merged in between, trained every weight, the merged model
 """
 
 import contextlib
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import transformers
-from peft import LoraConfig, PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from transformers import PreTrainedModel
 
-from phased_cpt.bases import find_base, find_weights, require_base_of
+from phased_cpt.bases import Base, find_base, find_weights, require_base_of
+from phased_cpt.blend import require_there
 from phased_cpt.config import from_record
 from phased_cpt.config.allowed import nearest
 from phased_cpt.data.prepare import cache_folder
@@ -27,39 +27,41 @@ from phased_cpt.errors import InputError, PhasedCptError
 from phased_cpt.ledger import RunRecord, Weights, read_record
 from phased_cpt.merged_folder import is_whole, read_marker
 from phased_cpt.model.adapter import base_of
-from phased_cpt.model.base import Tell, load_base
+from phased_cpt.model.base import Tell
+from phased_cpt.model.loading import (
+    Model,
+    Whole,
+    as_strong,
+    attention_on,
+    device_of,
+    keep_4bit_weights,
+    load_whole,
+    silently,
+    tokenizer_of,
+    with_adapter,
+)
 from phased_cpt.plan import Plan, make_plan
 from phased_cpt.published import MERGED_MARKER, require_published
-from phased_cpt.run_dir import RunDir
+from phased_cpt.run_dir import MERGED_BASE, RunDir
 from phased_cpt.wanted import ModelsWanted
 
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-OF_A_GPU = ("flash_attention_2", "flash_attention_3", "flex_attention")
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A folder of whole weights, and how they are held."""
-
-    folder: Path
-    precision: str
-    storage: str | None = None  # of 4-bit weights; None without them
-    attention: str = "auto"
-    max_tokens: int = 0  # of a row, by which `auto` chooses
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a name stands for: whole weights, and perhaps an adapter on them."""
+    """What a name stands for: whole weights, and perhaps adapters on them, all of them at once."""
 
     whole: Whole
-    adapter: Path | None = None
+    adapters: tuple[Path, ...] = ()
+
+
+Ready = Callable[[Path], object]  # whole weights are about to be loaded: makes what is gone and can be made again
 
 
 class Lineup:
-    """A base and what phases have made of it, in one loaded model."""
+    """A base and what phases have made of it, in one loaded model: in memory as soon as somebody asks for it."""
 
     def __init__(
         self,
@@ -68,16 +70,19 @@ class Lineup:
         tell: Callable[[str], object],
         run: RunRecord | None = None,
         root: Path | None = None,
+        ready: Ready = lambda folder: None,
     ) -> None:
         self.names = tuple(members)
         self.device = device
         self.run = run
         self.root = root
-        self._members = dict(members)
-        self._tell = tell
-        self._loaded: dict[Whole, PreTrainedModel | PeftModel] = {}
-        self._load(members[self.tuned].whole)
-        self.tokenizer = _tokenizer(members[self.tuned])
+        self.members = dict(members)
+        self._tell, self._ready = tell, ready
+        self._loaded: dict[Whole, Model] = {}
+        folders = dict.fromkeys(folder for member in members.values() for folder in member.adapters)
+        # As PEFT knows them, whose modules must not be called `train`, `pop` or `lora`.
+        self._inside = {folder: f"adapter_{number}" for number, folder in enumerate(folders)}
+        self.tokenizer = tokenizer_of(members[self.tuned].whole, members[self.tuned].adapters)
 
     @property
     def tuned(self) -> str:
@@ -85,39 +90,57 @@ class Lineup:
         return [name for name in self.names if name != MERGED or len(self.names) == 1][-1]
 
     @contextlib.contextmanager
-    def as_(self, name: str) -> Iterator[PreTrainedModel]:
-        """The loaded model as that name; for the base, with every adapter truly off."""
-        if name not in self._members:
-            raise InputError(f"there is no model {name}{nearest(name, self.names)}; there is {', '.join(self.names)}")
-        member = self._members[name]
-        if member.whole not in self._loaded:
-            self._tell(f"{name} has weights of its own: {member.whole.folder} takes the memory of another model")
-            self._load(member.whole)
-        model = self._loaded[member.whole]
+    def as_(self, name: str, strength: float = 1.0) -> Iterator[PreTrainedModel]:
+        """The loaded model as that name, adapters as strong as is said; for the base, with every one truly off."""
+        model, member = self.load(name), self.members[name]
         if not isinstance(model, PeftModel):
             yield model
-        elif member.adapter is None:
+        elif not member.adapters:
             with model.disable_adapter():
                 yield base_of(model)
         else:
-            model.set_adapter(_inside(name), inference_mode=True)
-            yield base_of(model)
+            *below, last = (self._inside[folder] for folder in member.adapters)
+            model.set_adapter(last, inference_mode=True)
+            if below:
+                cast(BaseTuner, model.base_model).set_adapter([last, *below], inference_mode=True)  # as in training
+            with as_strong(model, [last, *below], strength):
+                yield base_of(model)
 
-    def _load(self, whole: Whole) -> None:
+    def load(self, name: str) -> Model:
+        """What a name stands for, in memory."""
+        if name not in self.members:
+            raise InputError(f"there is no model {name}{nearest(name, self.names)}; there is {', '.join(self.names)}")
+        whole = self.members[name].whole
+        if whole not in self._loaded:
+            self._ready(whole.folder)
+            if self._loaded:
+                self._tell(f"{name} has weights of its own: {whole.folder} takes the memory of another model")
+            self._loaded[whole] = self._with_adapters(whole)
+        return self._loaded[whole]
+
+    def drop_all_but(self, names: Collection[str]) -> None:
+        """Of whole weights that none of these needs, the memory is given back."""
+        kept = {self.members[name].whole for name in names}
+        for whole in [whole for whole in self._loaded if whole not in kept]:
+            del self._loaded[whole]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _with_adapters(self, whole: Whole) -> Model:
         """Whole weights, with every adapter that is meant for them beside each other."""
-        model: PreTrainedModel | PeftModel = _load_whole(whole, self.device, self._tell)
-        for name, member in self._members.items():
-            if member.whole == whole and member.adapter is not None:
-                model = _with_adapter(model, member.adapter, name, self.device)
+        model: Model = load_whole(whole, self.device, self._tell)
+        mine = (member.adapters for member in self.members.values() if member.whole == whole)
+        for folder in dict.fromkeys(folder for adapters in mine for folder in adapters):
+            model = with_adapter(model, folder, self._inside[folder], self.device)
         model.eval()
-        _keep_4bit_weights(model)
-        self._loaded[whole] = model
+        keep_4bit_weights(model)
+        return model
 
 
 def line_up(wanted: ModelsWanted, *, tell: Callable[[str], object]) -> Lineup:
     """The models that are meant: those of a run, or a base and an adapter from anywhere, or a folder of weights."""
-    device = _device(wanted.device)
-    with _quiet():
+    device = device_of(wanted.device)
+    with silently():
         if wanted.model is not None:
             folder = wanted.model.expanduser().resolve()
             if (folder / "adapter_config.json").exists():
@@ -129,17 +152,20 @@ def line_up(wanted: ModelsWanted, *, tell: Callable[[str], object]) -> Lineup:
             if unknown := require_base_of(adapter, folder, commit):
                 tell(unknown)
             whole = _plain(folder, wanted, device)
-            return Lineup({BASE: Member(whole), ADAPTER: Member(whole, adapter)}, device, tell)
+            return Lineup({BASE: Member(whole), ADAPTER: Member(whole, (adapter,))}, device, tell)
         if wanted.run_dir is None:
             raise InputError("no model is named; add --run-dir, --adapter or --model")
         root = wanted.run_dir.expanduser().resolve()
         record, plan = read_run(root, wanted.base)
-        members = _of_run(root, record, plan, wanted, device)
+        base = base_of_run(plan, root, record)
+        members = _of_run(root, record, plan, base, wanted, device)
         merged = root / Path(plan.config.merge.output_dir).expanduser()
         if _is_of(merged, record, tell):
             trusted = plan.config.model.trust_remote_code
             members[MERGED] = Member(replace(_plain(merged, wanted, device), trust_remote_code=trusted))
-        return Lineup(members, device, tell, record, root)
+        return Lineup(
+            members, device, tell, record, root, lambda folder: _restore(folder, plan, root, base, record, tell)
+        )
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
@@ -158,28 +184,37 @@ def read_run(root: Path, base: str | None) -> tuple[RunRecord, Plan]:
     return record, make_plan(from_record(record.config | {"model": written}, str(RunDir(root).ledger)))
 
 
-def base_folder(plan: Plan, root: Path, digest: str) -> Path:
+def base_of_run(plan: Plan, root: Path, record: RunRecord) -> Base:
     """The base that the run began with, by its bytes."""
-    found = find_base(plan, root, cache_folder(plan))
-    if found.digest != digest:
-        raise PhasedCptError(f"{found.folder}: this is not the base of the run; name the one that is with --base")
-    return Path(found.folder)
-
-
-def _of_run(root: Path, record: RunRecord, plan: Plan, wanted: ModelsWanted, device: torch.device) -> dict[str, Member]:
     first = record.phases[0].started_from
     assert first is not None  # something was published
-    base = base_folder(plan, root, first.base)
-    members = {BASE: Member(_as_trained(base, plan, wanted, device))}
+    found = find_base(plan, root, cache_folder(plan))
+    if found.digest != first.base:
+        raise PhasedCptError(f"{found.folder}: this is not the base of the run; name the one that is with --base")
+    return found
+
+
+def _restore(folder: Path, plan: Plan, root: Path, base: Base, record: RunRecord, tell: Tell) -> None:
+    """A base that was merged between two phases is removed when it is not needed any more to train."""
+    standing = (each.published for each in record.phases if each.published and each.published.folder)
+    for weights in standing:
+        if root / weights.folder == folder:
+            require_there(plan, root, base, weights, record.phases, tell)
+
+
+def _of_run(
+    root: Path, record: RunRecord, plan: Plan, base: Base, wanted: ModelsWanted, device: torch.device
+) -> dict[str, Member]:
+    members = {BASE: Member(_as_trained(Path(base.folder), plan, wanted, device))}
     checked: set[str] = set()
     for phase in record.phases:
         if phase.published is None:
             continue
         _require_once(root, phase.published, checked)
-        whole = _as_trained(root / phase.published.folder if phase.published.folder else base, plan, wanted, device)
-        adapters = phase.published.adapters  # a phase that starts from an adapter publishes that one, trained further
+        folder = root / phase.published.folder if phase.published.folder else Path(base.folder)
+        adapters = tuple(root / each.folder for each in phase.published.adapters)
         name = phase.folder if phase.name in (BASE, MERGED) else phase.name
-        members[name] = Member(whole, root / adapters[-1].folder if adapters else None)
+        members[name] = Member(_as_trained(folder, plan, wanted, device), adapters)
     return members
 
 
@@ -191,8 +226,8 @@ def _is_of(merged: Path, record: RunRecord, tell: Callable[[str], object]) -> bo
     facts = read_marker(merged)
     if facts is None and not (merged / MERGED_MARKER).exists():
         return True  # made otherwise, and put there by somebody who knows
-    wanted = [last.base, *(adapter.digest for adapter in last.adapters)]
-    found = facts and [facts["base"]["digest"], *(each["digest"] for each in facts["adapters"])]
+    wanted = [last.base, *((adapter.digest, adapter.scale) for adapter in last.adapters)]
+    found = facts and [facts["base"]["digest"], *((each["digest"], each["scale"]) for each in facts["adapters"])]
     if facts is None or found != wanted or not is_whole(merged, facts):
         tell(f"{merged} is not what the last phase has published; `phased-cpt merge` makes it anew")
         return False
@@ -200,8 +235,13 @@ def _is_of(merged: Path, record: RunRecord, tell: Callable[[str], object]) -> bo
 
 
 def _require_once(root: Path, weights: Weights, checked: set[str]) -> None:
-    """What was published is there to the byte; whole weights below several adapters are read once."""
-    require_published(root, weights.model_copy(update={"folder": ""}) if weights.folder in checked else weights)
+    """What was published is there to the byte; whole weights below several adapters are read once.
+
+    A merged base that is gone is made again when it is loaded, and looked at then.
+    """
+    gone = Path(weights.folder).name == MERGED_BASE and not (root / weights.folder / "config.json").exists()
+    known = gone or weights.folder in checked
+    require_published(root, weights.model_copy(update={"folder": ""}) if known else weights)
     checked.add(weights.folder)
 
 
@@ -212,7 +252,7 @@ def _as_trained(folder: Path, plan: Plan, wanted: ModelsWanted, device: torch.de
         folder=folder,
         precision=model.precision,
         storage=model.bnb_4bit_quant_storage if in_4bit else None,
-        attention=_attention(model.attention, device),
+        attention=attention_on(model.attention, device),
         max_tokens=plan.phases[0].settings.data.max_tokens,
         trust_remote_code=model.trust_remote_code,
     )
@@ -228,7 +268,7 @@ def _plain(folder: Path, wanted: ModelsWanted, device: torch.device) -> Whole:
     config = _object(folder / "config.json")
     written = str(config.get("dtype") or config.get("torch_dtype"))
     storage = "auto" if wanted.use_4bit else None
-    return Whole(folder, PRECISIONS.get(written, "bf16"), storage, _attention("auto", device))
+    return Whole(folder, PRECISIONS.get(written, "bf16"), storage, attention_on("auto", device))
 
 
 def _base_of_adapter(adapter: Path, base: str | None) -> tuple[Path, str | None]:
@@ -251,113 +291,3 @@ def _object(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-
-
-# Loading --------------------------------------------------------------------------------------------------------------
-
-
-def _device(name: str | None) -> torch.device:
-    """The one that was named, else the first GPU, else the CPU."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise InputError(f"--device {name}: there is no such device; type cpu, cuda or cuda:1") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise InputError(f"--device {name}: {count} GPUs are seen here; type cpu, or one that there is")
-        return torch.device("cuda", device.index or 0)
-    return device
-
-
-def _attention(asked: str, device: torch.device) -> str:
-    """What the run was trained with, unless only a GPU has it, and this is a CPU."""
-    if device.type != "cpu" or asked in ("sdpa", "eager"):
-        return asked
-    if asked in OF_A_GPU or torch.cuda.is_available():  # where `auto` would take one of these
-        return "sdpa"
-    return asked
-
-
-def _load_whole(whole: Whole, device: torch.device, tell: Tell) -> PreTrainedModel:
-    try:
-        with _quiet():
-            model = load_base(
-                whole.folder,
-                precision=whole.precision,
-                attention=whole.attention,
-                max_tokens=whole.max_tokens,
-                storage=whole.storage,
-                trust_remote_code=whole.trust_remote_code,
-                tell=tell,
-                device_map={"": device},
-            )
-    except torch.OutOfMemoryError:
-        raise PhasedCptError(f"{whole.folder}: {device} has no room for it; try --4bit, or --device cpu") from None
-    model.config.use_cache = True  # as is wanted where text is made, and no documents stand side by side
-    return model
-
-
-def _with_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str, device: torch.device) -> PeftModel:
-    """One more adapter beside those that are there, all of it: PEFT leaves what it does not find as it was drawn."""
-    inside = _inside(name)
-    try:
-        with _quiet():
-            if not isinstance(model, PeftModel):
-                config = LoraConfig.from_pretrained(str(folder))
-                # In the precision of the base, as it is trained.
-                model = PeftModel(model, config, inside, autocast_adapter_dtype=False)
-            found = model.load_adapter(str(folder), inside, torch_device=str(device), autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder}: this adapter does not fit {base_of(model).name_or_path}: {reason}") from None
-    wrong = [f"{key} is missing" for key in found.missing_keys if inside in key.split(".")]
-    wrong += [f"{key} has no place" for key in found.unexpected_keys]
-    if wrong:
-        raise InputError(f"{folder}: this adapter does not fit {base_of(model).name_or_path}: {wrong[0]}")
-    return model
-
-
-def _inside(name: str) -> str:
-    """The name of an adapter within PEFT, whose modules must not be called `train`, `pop` or `lora`."""
-    return f"phase_{name}"
-
-
-def _keep_4bit_weights(model: torch.nn.Module) -> None:
-    """On a CPU a forward in eval mode packs 4-bit weights anew, and what is unpacked later are other weights."""
-    for module in model.modules():
-        if type(module).__module__.startswith("bitsandbytes") and type(module).__name__ == "Linear4bit":
-            module.training = True
-
-
-def _tokenizer(member: Member) -> PreTrainedTokenizerBase:
-    """That of an adapter, if it has one; else that of its base."""
-    own = member.adapter is not None and any(
-        (member.adapter / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")
-    )
-    folder = member.adapter if own else member.whole.folder
-    try:
-        with _quiet():
-            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=member.whole.trust_remote_code, local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{folder}: no tokenizer can be read: {str(error).strip().splitlines()[0]}") from None
-    return loaded
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the libraries say of themselves while they load does not help anybody."""
-    logs = transformers.utils.logging
-    before, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logs.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logs.set_verbosity(before)
-        if bars:
-            logs.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,16 +4,19 @@ model, tokenizer = load_published("outputs/my-run-20260102_030405")             
 model, tokenizer = load_published("outputs/my-run-20260102_030405", "foundation")
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from phased_cpt.blend import require_there
 from phased_cpt.errors import InputError
 from phased_cpt.ledger import RunRecord, Weights
+from phased_cpt.model.adapter import stacked
 from phased_cpt.model.base import load_base
-from phased_cpt.model.lineup import base_folder, read_run
+from phased_cpt.model.lineup import base_of_run, read_run
 from phased_cpt.published import require_published
 
 Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
@@ -22,14 +25,16 @@ Loaded = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 def load_published(run_dir: Path | str, phase: str | None = None, base: str | None = None, **options: Any) -> Loaded:
     """The model of a phase and its tokenizer, ready to answer; in 4 bits, if the run was.
 
+    Of `handover: stack` all adapters are active at once: "default" learned last, "below_1" … lie below it.
     `base`: where the base is now, if it is no longer where the run found it. `options` go to from_pretrained.
     """
     root = Path(run_dir).expanduser().resolve()
     record, plan = read_run(root, base)
-    weights = _published(record, phase, root)
+    weights, began_with = _published(record, phase, root), base_of_run(plan, root, record)
+    require_there(plan, root, began_with, weights, record.phases, lambda said: sys.stderr.write(f"{said}\n"))
     require_published(root, weights)
     model: PreTrainedModel | PeftModel = load_base(
-        root / weights.folder if weights.folder else base_folder(plan, root, weights.base),
+        root / weights.folder if weights.folder else Path(began_with.folder),
         precision=plan.config.model.precision,
         attention=plan.config.model.attention,
         max_tokens=plan.phases[0].settings.data.max_tokens,
@@ -40,9 +45,10 @@ def load_published(run_dir: Path | str, phase: str | None = None, base: str | No
     )
     model.config.use_cache = True  # as is wanted where text is made, and no documents stand side by side
     folder = root / (weights.adapters[-1].folder if weights.adapters else weights.folder)
-    for adapter in weights.adapters:
-        model = PeftModel.from_pretrained(model, str(root / adapter.folder))
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    if weights.adapters:
+        model = PeftModel.from_pretrained(model, str(folder))
+    below = [root / adapter.folder for adapter in weights.adapters[:-1]]
+    return stacked(model, below).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def _published(record: RunRecord, name: str | None, root: Path) -> Weights:

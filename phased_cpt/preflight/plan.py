@@ -11,14 +11,9 @@ from phased_cpt.preflight.seen import Seen, fail, ok, told, warn
 def configuration(scene: Scene) -> Iterator[Seen]:
     """Its rules hold, or there would be no plan; what is allowed and odd, and what this version does not do."""
     phases = scene.plan.phases
-    if merged := [phase.name for phase in phases[:-1] if phase.phase.handover == "merge"]:
-        yield fail(
-            f"phases.{merged[0]}.handover: this version does not merge between phases yet",
-            f"--set phases.{merged[0]}.handover=continue",
-        )
     warnings = scene.plan.warnings()
     yield from (told(warning, "warn") for warning in warnings)
-    if not merged and not warnings:
+    if not warnings:
         yield ok(f"{len(phases)} phases: {', '.join(phase.name for phase in phases)}")
 
 

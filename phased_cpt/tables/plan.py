@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from phased_cpt.config import Source
+from phased_cpt.config import Lora, Source
 from phased_cpt.config.inherit import OVERRIDABLE
 from phased_cpt.config.read import Keys
 from phased_cpt.config.schema import Section
@@ -112,7 +112,7 @@ def _heading(plan: Plan) -> Text:
     lora = config.lora
     targets = lora.target_modules if isinstance(lora.target_modules, str) else " ".join(lora.target_modules)
     adapter = (
-        f"LoRA r {lora.r}, alpha {lora.alpha:g} (scale {lora.alpha / lora.r:g}), dropout {lora.dropout:g}, on {targets}"
+        f"{_kind(lora)} r {lora.r}, alpha {lora.alpha:g} (scale {lora.scale:.4g}), dropout {lora.dropout:g}, on {targets}"
         if lora.enabled
         else "every weight is trained"
     )
@@ -123,6 +123,11 @@ def _heading(plan: Plan) -> Text:
         f"{adapter}\n",
         (f"writes to {where}", "dim"),
     )
+
+
+def _kind(lora: Lora) -> str:
+    kind = "DoRA" if lora.use_dora else "LoRA"
+    return f"rs{kind}" if lora.use_rslora else kind
 
 
 def _length(phase: PhasePlan) -> str:
@@ -156,8 +161,13 @@ def _rate(phase: PhasePlan) -> str:
         if training.warmup_steps is None
         else f"{training.warmup_steps} steps"
     )
-    end = "" if training.lr_scheduler == "constant" else f" → {short(training.learning_rate * training.min_lr_ratio)}"
-    return f"{short(training.learning_rate)}{end}\n{training.lr_scheduler}\nwarm-up {warmup}"
+    infinite, goes_on = training.lr_scheduler == "infinite", not phase.settings.warms_up
+    shares = [] if goes_on else [1.0]
+    shares += [training.constant_ratio] if infinite else []
+    shares += [training.min_lr_ratio] if phase.settings.anneals and training.lr_scheduler != "constant" else []
+    rates = " → ".join(short(training.learning_rate * share) for share in shares)
+    plus = f"\nB × {training.lora_plus_ratio:g}" if phase.settings.lora.enabled and training.lora_plus_ratio else ""
+    return f"{rates}\n{training.lr_scheduler}\n{'goes on' if goes_on else f'warm-up {warmup}'}{plus}"
 
 
 def _rows(phase: PhasePlan) -> str:

@@ -130,6 +130,16 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def restore(model: nn.Module, engine: Any, scheduler: LambdaLR, rank: Rank, folder: Path) -> None:
     """What optimizer, schedule and engine knew; the masters are put back by whoever puts back any start. Collective."""
+    counts = restore_optimizer(model, engine, rank, folder)
+    for name, count in counts.engine.items():
+        setattr(engine, name, count)
+    for name, value in counts.loss_scaler.items():
+        setattr(engine.optimizer.loss_scaler, name, value)
+    _set_schedule(scheduler, standing_of(folder))
+
+
+def restore_optimizer(model: nn.Module, engine: Any, rank: Rank, folder: Path) -> Counts:
+    """What the optimizer knew, and nothing else: of this phase, or of the one before. Collective."""
     values = _state(folder)["counts"]
     counts = Counts(**values | {"by_weight": tuple(values["by_weight"])})
     moments.wake(engine)
@@ -138,11 +148,7 @@ def restore(model: nn.Module, engine: Any, scheduler: LambdaLR, rank: Rank, fold
     else:
         _restore_by_rank(engine, rank, folder)
     moments.set_numbers(engine, counts.optimizer)
-    for name, count in counts.engine.items():
-        setattr(engine, name, count)
-    for name, value in counts.loss_scaler.items():
-        setattr(engine.optimizer.loss_scaler, name, value)
-    _set_schedule(scheduler, standing_of(folder))
+    return counts
 
 
 def _restore_by_weight(model: nn.Module, engine: Any, keys: tuple[str, ...], path: Path) -> None:

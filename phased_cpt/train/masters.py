@@ -125,6 +125,16 @@ def put_back(model: nn.Module, masters: Masters) -> int:
     return changed
 
 
+def show(model: nn.Module, masters: Masters) -> None:
+    """Let the model compute with these. The engine's own masters stay: this is for the end, when it trains no more."""
+    for name, weight in trained(model):
+        wanted = masters[name].to(weight.device, weight.dtype)
+        if _in_parts(weight):
+            weight.ds_tensor.copy_(part_of(weight, wanted))  # type: ignore[attr-defined]
+        if weight.shape == wanted.shape:  # not so of one that lies in parts alone just now
+            weight.data.copy_(wanted)
+
+
 def part_of(weight: nn.Parameter, whole: Tensor) -> Tensor:
     """What this rank holds of a weight under ZeRO-3. The last part is filled up, so that all are equal; DeepSpeed's own
     way to set a whole weight forgets that, and fails where the ranks do not divide it.

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from phased_cpt.evals import HOOKS, Measured
 from phased_cpt.evals.loss import chosen_loss, row_losses
 from phased_cpt.evals.rows import Rows
 from phased_cpt.job import SMOKE_EVAL_ROWS, Job
-from phased_cpt.model.adapter import adapt, base_of
+from phased_cpt.model.adapter import adapt, base_of, described, stacked
 from phased_cpt.model.base import head_of, load_base, this_device
 from phased_cpt.model.cost import Cost, cost_of
 from phased_cpt.plan import PhasePlan
-from phased_cpt.published import Source, weights_digest
 from phased_cpt.pulse import Beating
 from phased_cpt.run_dir import CHECKPOINTS
 from phased_cpt.schedule import evaluation_steps
@@ -31,12 +30,14 @@ from phased_cpt.stopping import Stopping, Wish
 from phased_cpt.train import checkpoint
 from phased_cpt.train.arguments import training_arguments
 from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
-from phased_cpt.train.engine import Rank, agreed, meet, tear_down
-from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, trained
-from phased_cpt.train.publish import BUILDING, eval_final, publish, require_sound, saved_names, staged, write_weights
+from phased_cpt.train.engine import Rank, agreed, tear_down
+from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, show, trained
+from phased_cpt.train.publication import Publication
+from phased_cpt.train.publish import saved_names
+from phased_cpt.train.row import PublishedRow
 from phased_cpt.train.saves import Saves
 from phased_cpt.train.trainer import PhaseTrainer, TrainedRows
-from phased_cpt.train.watch import Course, Listener, Watch, told
+from phased_cpt.train.watch import Course, Listener, Watch
 
 LEAK = 0.01  # of what a change does without a border between documents; rounding does less, a leak does all of it
 
@@ -63,6 +64,7 @@ class PhaseRun:
         self.device = this_device()
         self.blocks = open_blocks(Path(job.train))
         self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
+        self.row = PublishedRow(job, phase, rank.first, self.device, self._tell)
         # Before the model: under ZeRO-3 it is split while it is loaded.
         self.arguments = training_arguments(phase, job.deepspeed, self.saves.folder)
         self.loss = ""
@@ -93,7 +95,8 @@ class PhaseRun:
         )
         before = Path(start.adapter) if start.adapter else None
         adapter = self.resume or before if settings.lora.enabled else None
-        self.model = adapt(base, adapter, settings.lora, seed_of("adapter", self.phase.seed, self.phase.name) % 2**63)
+        seed = seed_of("adapter", self.phase.seed, self.phase.name) % 2**63
+        self.model = stacked(adapt(base, adapter, settings.lora, seed), [Path(each) for each in start.below])
         self.head = head_of(base)
         self.first = before_the_engine(self.model) | self._as_published(adapter or whole or Path(start.base))
         seconds, kernel = time.monotonic() - started, base.config._attn_implementation
@@ -118,7 +121,8 @@ class PhaseRun:
         sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in self.model.parameters()]
         learns, every = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
         packed = " (4-bit weights are packed two in one)" if self.phase.model.use_4bit else ""
-        return f"trainable parameters: {learns:,} of {every:,}, {learns / every:.2%}{packed}"
+        how = f"; {described(self.model)}" if self.phase.settings.lora.enabled else ""
+        return f"trainable parameters: {learns:,} of {every:,}, {learns / every:.2%}{packed}{how}"
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -126,12 +130,14 @@ class PhaseRun:
         """Every step of it that is left."""
         self.saves.require_room(self.model)
         if self.resume:
-            self._tell(f"goes on after step {self.standing.step} of {self.phase.steps} ({self.resume.name})")
+            cools = ", cooling down" if self.standing.cooling else ""
+            self._tell(f"goes on after step {self.standing.step} of {self.phase.steps} ({self.resume.name}{cools})")
         self.pulse.beat("starting the engine")
         begin = self.standing.step * (self.phase.global_rows or 0)
         self.trainer = PhaseTrainer(
             losses=self._losses,
-            schedule=self._schedule,
+            rate=lambda done: self._schedule.rate(done, self.standing.cooling),
+            faster=self.phase.settings.training.lora_plus_ratio if self.phase.settings.lora.enabled else None,
             seed=("dropout", self.phase.seed, self.phase.name),
             model=self.model,
             args=self.arguments,
@@ -160,7 +166,7 @@ class PhaseRun:
             phase.steps * rows,
             phase.budget.rows(phase.prepared),
             *phase.data_seed,
-            shuffle=phase.settings.data.shuffle,
+            shuffle=phase.shuffles,
         )
 
     def _losses(self, batch: dict[str, Tensor]) -> Tensor:
@@ -175,6 +181,8 @@ class PhaseRun:
             wrapped: Any = self.trainer.lr_scheduler  # by accelerate
             scheduler = getattr(wrapped, "scheduler", wrapped)
             checkpoint.restore(self.model, engine, scheduler, self.rank, self.resume)
+        elif self.job.start.optimizer:
+            checkpoint.restore_optimizer(self.model, engine, self.rank, Path(self.job.start.optimizer))
         put_back(self.model, self.first)
         self.first = {}  # they have served
         checkpoint.require_one_weight(self.model)
@@ -182,6 +190,9 @@ class PhaseRun:
             self._go_on(self.resume)
         else:
             self.standing.first_bits = bit_sums(self.model)
+            if carried := self.job.start.optimizer:
+                proven = checkpoint.require_restored(self.model, engine, Path(carried))
+                self._tell(f"goes on with {proven} moments of the optimizer of the phase before, to the bit")
         self.loss, why = chosen_loss(self.phase.settings.training.loss, engine, self.head, self.device)
         self._tell(f"loss: {self.loss}" + (f", because {why}" if why else ""))
         self._require_isolation(engine)
@@ -222,18 +233,22 @@ class PhaseRun:
     def _watch(self) -> Watch:
         phase, evaluation = self.phase, self.phase.settings.evaluation
         assert phase.steps is not None and phase.global_rows is not None and phase.positions is not None
+        blocks = phase.prepared.epoch_blocks if phase.prepared else len(self.blocks)
         later = sum(each.positions or 0 for each in self.job.plan().phases[phase.number :])
         return Watch(
             course=Course(
                 phase=phase.name,
                 steps=phase.steps,
-                evaluated_at=evaluation_steps(phase.steps, evaluation.every_steps, phase.global_rows, len(self.blocks)),
+                evaluated_at=evaluation_steps(phase.steps, evaluation.every_steps, phase.global_rows, blocks),
                 main_set=phase.name if phase.name in self.sets else None,
+                best_of=evaluation.best_of,
                 patience=evaluation.patience,
                 rows_per_step=phase.global_rows,
-                blocks=len(self.blocks),
+                blocks=blocks,
                 later_steps=later / (phase.positions / phase.steps),
                 saved_every=self.job.plan().config.checkpoint.every_steps,
+                schedule=self._schedule,
+                cooldown_ratio=evaluation.cooldown_ratio,
             ),
             standing=self.standing,
             listener=self.listener,
@@ -262,13 +277,25 @@ class PhaseRun:
         return cost.utilisation
 
     def _evaluate(self) -> dict[str, Measured]:
+        rows = self.phase.settings.evaluation.micro_batch_size
+        sets = {name: (each, rows) for name, each in self.sets.items()}
+        if self.job.measure.before and not self.standing.measured:
+            sets |= self.row.sets
+            self.row.say(self.trainer.model_wrapped, "before")
+        began = time.monotonic()
+        found = self._on_sets(sets)
+        if self.job.measure.before and not self.standing.measured:
+            self.standing.row_before_seconds = time.monotonic() - began
+        self.pulse.beat("training")
+        return found
+
+    def _on_sets(self, sets: Mapping[str, tuple[Rows, int]]) -> dict[str, Measured]:
         self.pulse.beat("evaluating")
         where = {"rank": self.rank.number, "ranks": self.rank.of, "device": self.device}
-        rows = self.phase.settings.evaluation.micro_batch_size
         found: dict[str, Measured] = {}
-        for hook in HOOKS.values():
-            found |= hook(self.trainer.model_wrapped, self._losses, self.sets, batch_rows=rows, **where)
-        self.pulse.beat("training")
+        for name, (rows, batch_rows) in sets.items():
+            for hook in HOOKS.values():
+                found |= hook(self.trainer.model_wrapped, self._losses, {name: rows}, batch_rows=batch_rows, **where)
         return found
 
     def _check(self, step: int) -> None:
@@ -301,69 +328,29 @@ class PhaseRun:
 
     # Publishing -------------------------------------------------------------------------------------------------------
 
+    def measure(self) -> None:
+        """What is about to be published, on the held-out documents of every phase; and whether its gate is open."""
+        self.saves.carried(self.model, self.trainer.model_wrapped)
+        slot, best, wanted = self.saves.best, self.standing.best, self.job.measure.after
+        if wanted and slot is not None:
+            show(self.model, self._as_published(slot))
+        if wanted:
+            self.row.measure(self._on_sets)
+            mixed = bool(self.phase.settings.evaluation.best_of)
+            self.row.require_as_measured(best.loss if slot and best and not mixed else None)
+        self._publication().judge()
+        if wanted:
+            self.pulse.beat("going on with held-out prompts")
+            self.row.say(self.trainer.model_wrapped, "after")
+
     def publish(self) -> None:
-        """The best weights, or the last, checked and named by what they are."""
+        """The best weights, or the last."""
         self.pulse.beat("publishing")
-        slot, best = self.saves.best, self.standing.best
-        folder = staged(self.folder, slot) if self.rank.first else self.folder / BUILDING
-        if slot is None:
-            write_weights(self.model, folder, writes=self.rank.first, beat=self.pulse.beat)
-        names = saved_names(self.model, list(self.standing.first_bits))
-        expected = {saved: self._shape(name) for name, saved in names.items()}
-        first = {saved: self.standing.first_bits[name] for name, saved in names.items()}
-        if self.rank.first:
-            require_sound(folder, expected, first)
-            for path in (self.job.run.root / "tokenizer").iterdir():
-                shutil.copy(path, folder)
-            source = self._source(
-                folder, best.step if slot and best else self.standing.step, "best" if slot else "last"
-            )
-            self._warn(source)
-            facts = {"phase": source.phase, "step": source.step, "why": source.why, **source.end}
-            if self.sets:
-                eval_final(self.folder, facts | {"start": source.start})
-            place = publish(folder, self.folder, source)
-            self._tell(f"published {place.relative_to(self.job.run.root)}: step {source.step} ({source.why})")
-        meet(self.rank)
+        self._publication().publish(self.model)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        weight = dict(self.model.named_parameters())[name]
-        return tuple(getattr(weight, "ds_shape", weight.shape))
-
-    def _source(self, folder: Path, step: int, how: str) -> Source:
-        measured, main = self.standing.measured, self.phase.name
-        figures = {at: told(main, sets[main]) for at, sets in measured.items() if main in sets}
-        if how == "best":
-            why = "lowest held-out loss"
-        elif self.watch.course.main_set is None:
-            why = "the last step; nothing is held out"
-        else:
-            why = "the last step, as evaluation.publish says"
-        model = self.phase.model
-        kept: dict[str, str] = {"precision": model.precision, "storage": model.bnb_4bit_quant_storage}
-        return Source(
-            phase=self.phase.name,
-            fingerprint=self.job.fingerprint,
-            kind="adapter" if self.phase.settings.lora.enabled else "base",
-            digest=weights_digest(folder),
-            step=step,
-            steps=self.standing.step,
-            why=why,
-            tokens=self.standing.tokens_seen,
-            seconds=round(self.standing.seconds, 1),
-            base=self.job.start.base_digest,
-            commit=self.job.start.commit,
-            four_bits=kept if model.use_4bit else None,
-            start=figures.get(0, {}),
-            end=figures.get(step, {}),
-        )
-
-    def _warn(self, source: Source) -> None:
-        if source.start and source.end and source.end["eval_loss"] >= source.start["eval_loss"]:
-            figures = f"{source.start['eval_loss']:.4f} before, {source.end['eval_loss']:.4f} after"
-            self._tell(
-                f"careful: its held-out documents are worse than before, and the next phase starts here ({figures})"
-            )
+    def _publication(self) -> Publication:
+        what = self.job, self.phase, self.rank, self.saves, self.standing, self.row
+        return Publication(*what, self._tell, self.pulse.beat)
 
     # Around it --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from phased_cpt.job import Job
 from phased_cpt.plan import PhasePlan
-from phased_cpt.run_dir import disk_failed, require_room
+from phased_cpt.run_dir import CARRIED, disk_failed, require_room
 from phased_cpt.sealed import BEST, CHECKPOINT, Manifest, retain
 from phased_cpt.train import checkpoint
 from phased_cpt.train.engine import Rank
@@ -67,6 +67,15 @@ class Saves:
             with self._a_full_disk_is_told():
                 checkpoint.save_weights(model, self.rank, slot, self._manifest(self.standing.best.step), self.beat)
                 self._retain()
+
+    def carried(self, model: nn.Module, engine: Any) -> None:
+        """All that the optimizer knows at the end, where the next phase goes on with it."""
+        later = self.job.plan().phases[self.phase.number :]
+        if later and later[0].carries:
+            with self._a_full_disk_is_told():
+                manifest = self._manifest(self.standing.step)
+                folder = self.folder.parent / CARRIED
+                checkpoint.save(model, engine, self.rank, folder, self.standing, manifest, self.beat)
 
     def _manifest(self, step: int, best: int | None = None) -> Manifest:
         stage = self.job.deepspeed["zero_optimization"]["stage"]

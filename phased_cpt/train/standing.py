@@ -1,7 +1,7 @@
 """How far a phase has come: all that is not a tensor, as JSON and back.
 
 Random numbers have no state here: they are drawn anew for each row of each step. Nor has the learning rate, which is a
-function of the steps; and the place in the data is their number.
+function of the steps, and of where a phase that stops early began to cool down; the place in the data is their number.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from phased_cpt.evals.heldout import Measured
+from phased_cpt.schedule import Cooling
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Standing:
     skipped_in_a_row: int = 0
     first_bits: dict[str, int] = field(default_factory=dict)  # of the weights that the phase began with
     stopped_early: bool = False
+    cooling: Cooling | None = None  # out of patience, on its way down
+    row_before_seconds: float = 0.0  # of the evaluation before step 0, where it is row 0 of the matrix
 
     def text(self) -> str:
         return json.dumps(asdict(self) | {"measured": _told(self.measured)}, allow_nan=False, indent=1)
@@ -41,8 +44,9 @@ class Standing:
     @classmethod
     def parse(cls, text: str) -> "Standing":
         values = json.loads(text)
-        best, measured = values["best"], values["measured"]
-        return cls(**values | {"best": best and Best(**best), "measured": _read(measured)})
+        best, cooling = values["best"], values.get("cooling")
+        read = {"best": best and Best(**best), "cooling": cooling and Cooling(**cooling)}
+        return cls(**values | read | {"measured": _read(values["measured"])})
 
 
 def _told(measured: dict[int, dict[str, Measured]]) -> dict[str, dict[str, list[Any]]]:

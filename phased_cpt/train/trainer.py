@@ -17,7 +17,6 @@ from phased_cpt.data.chunks import Integers
 from phased_cpt.data.mixing import seed_of
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.rows import Batch, Rows
-from phased_cpt.schedule import Schedule
 
 EMPTY = -1  # in the order: a row without a label, which fills up the last batch
 
@@ -47,22 +46,41 @@ class PhaseTrainer(Trainer):
         self,
         *,
         losses: Callable[[Batch], Tensor],
-        schedule: Schedule,
+        rate: Callable[[int], float],
+        faster: float | None,
         seed: tuple[str | int, ...],
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.losses, self.schedule, self.seed = losses, schedule, seed
+        self.losses, self.rate, self.faster, self.seed = losses, rate, faster, seed
         self.model_accepts_loss_kwargs = True  # the tokens of the whole batch are counted, and the loss divided by them
         self.step_tokens = 0
         self._doubtful: list[tuple[Tensor, Tensor]] = []  # of the micro batches of a step
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """LoRA+: the matrices B in a group of their own, behind that of A, whose rate is the one that is told."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self.faster is not None:
+            fast = {weight for name, weight in (model or self.model).named_parameters() if ".lora_B." in name}
+            for group in list(optimizer.param_groups):
+                several, group["params"] = group["params"], [each for each in group["params"] if each not in fast]
+                if faster := [weight for weight in several if weight in fast]:
+                    optimizer.add_param_group({**group, "params": faster, "lr": group["lr"] * self.faster})
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """DoRA's magnitudes are the lengths of the base's own rows: to decay them is to shrink the model."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [name for name in names if ".lora_magnitude_vector." not in name]
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """A function of the steps that are done, so that nothing bends it."""
         if self.lr_scheduler is None:
-            schedule, optimizer = self.schedule, optimizer or self.optimizer
+            optimizer = optimizer or self.optimizer
             assert optimizer is not None
-            self.lr_scheduler = LambdaLR(optimizer, lambda done: schedule.rate(done) / schedule.peak)
+            peak = self.args.learning_rate
+            self.lr_scheduler = LambdaLR(optimizer, lambda done: self.rate(done) / peak)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -2,6 +2,7 @@
 
 begin  masters to the bit ─ loss and isolation looked at ─ evaluated before step 0, or gone on with after a later one
 step   a line ─ every weight reached and moved? ─ evaluated where it is due ─ best kept ─ patience ─ checkpoint ─ stop?
+                                                                                        out of it: cools down, then stops
 """
 
 import math
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
+from phased_cpt.schedule import Schedule
 from phased_cpt.stopping import Wish
 from phased_cpt.train.standing import Best, Standing
 
@@ -53,11 +55,14 @@ class Course:
     steps: int
     evaluated_at: frozenset[int]  # besides step 0
     main_set: str | None  # whose loss decides; None without held-out documents
+    best_of: dict[str, float]  # several sets instead, weighted; empty for the main one alone
     patience: int | None
     rows_per_step: int
     blocks: int
     later_steps: float  # of the phases to come, each weighed by its positions against this one's
     saved_every: int
+    schedule: Schedule
+    cooldown_ratio: float  # steps, of those done, in which the rate falls once patience is out; 0 stops at once
 
 
 @dataclass
@@ -91,9 +96,8 @@ class Watch(TrainerCallback):
     def _before_step_0(self) -> None:
         if self.course.main_set is None:
             self.listener.tell(
-                f"{self.course.phase}: no held-out documents, so nothing is measured; the last weights are published"
+                f"{self.course.phase}: it holds nothing out, so it is not measured; its last weights are published"
             )
-            return
         started = time.monotonic()
         self._evaluate(0)
         seconds = time.monotonic() - started
@@ -134,9 +138,13 @@ class Watch(TrainerCallback):
         step = state.global_step
         self.listener.train(self._line(step, logs))
         self._require_sound(step, logs.get("grad_norm"))
-        if step in self.course.evaluated_at and self.course.main_set is not None:
+        cooled = self.standing.cooling is not None and step >= self._last
+        if (step in self.course.evaluated_at or cooled) and self.course.main_set is not None:
             self._evaluate(step)
             self._judge(step)
+        if cooled:
+            self.standing.stopped_early = True
+            self.listener.tell(f"{self.course.phase}: stopped at step {step}, its learning rate cooled down")
         self.standing.step = step
         self._save_or_stop(step)
         control.should_training_stop |= self.standing.stopped_early or self.is_stopped
@@ -153,7 +161,7 @@ class Watch(TrainerCallback):
     def _line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         seconds = sum(each for each, _ in self._recent)
         a_step, speed = seconds / len(self._recent), sum(tokens for _, tokens in self._recent) / seconds
-        left = self.course.steps - step
+        left = self._last - step
         return {
             "ts": _now(),
             "phase": self.course.phase,
@@ -162,7 +170,7 @@ class Watch(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs["learning_rate"],
             "epoch": round(step * self.course.rows_per_step / self.course.blocks, 4),
-            "progress_pct": round(100 * step / self.course.steps, 2),
+            "progress_pct": round(100 * step / self._last, 2),
             "eta_seconds": round(left * a_step, 1),
             "curriculum_eta_seconds": round((left + self.course.later_steps) * a_step, 1),
             "tokens_seen": self.standing.tokens_seen,
@@ -177,7 +185,7 @@ class Watch(TrainerCallback):
 
     def _judge(self, step: int) -> None:
         """Whether these are the best weights so far, and whether there is any hope left."""
-        loss, best = self.standing.measured[step][self.course.main_set or ""].loss, self.standing.best
+        loss, best = self._loss_at(step), self.standing.best
         if math.isfinite(loss) and (best is None or loss < best.loss):
             self.standing.best = Best(step, loss)
             self.keep_best()
@@ -185,10 +193,33 @@ class Watch(TrainerCallback):
         if best is None:
             return
         best.worse_since += 1
-        if self.course.patience and best.worse_since >= self.course.patience and step < self.course.steps:
-            self.standing.stopped_early = True
+        out_of_patience = self.course.patience is not None and best.worse_since >= self.course.patience
+        if out_of_patience and self.standing.cooling is None and step < self.course.steps:
             since = f"{best.worse_since} evaluations without a loss below {best.loss:.4f} (step {best.step})"
+            self._give_up(step, since)
+
+    def _give_up(self, step: int, since: str) -> None:
+        """At once where the rate is low; weights that are cut off at a high one have not settled."""
+        schedule, done = self.course.schedule, step - self.standing.skipped_steps
+        self.standing.cooling = schedule.cooling(done, self.course.cooldown_ratio, self.course.steps - step)
+        self.standing.stopped_early = self.standing.cooling is None
+        if self.standing.stopped_early:
             self.listener.tell(f"{self.course.phase}: stopped at step {step}: {since}")
+        else:
+            falls = f"the learning rate falls from {schedule.rate(done):.2g} to {schedule.floor:.2g}"
+            self.listener.tell(f"{self.course.phase}: {since}; {falls}, and it stops at step {self._last}")
+
+    @property
+    def _last(self) -> int:
+        """The step that the phase ends with, as far as is known; steps that overflow do not cool it down."""
+        cooling, steps = self.standing.cooling, self.course.steps
+        return steps if cooling is None else min(steps, cooling.end + self.standing.skipped_steps)
+
+
+    def _loss_at(self, step: int) -> float:
+        """What decides: the loss of the phase's own set, or the weighted mean of those that the user has named."""
+        measured, weights = self.standing.measured[step], self.course.best_of or {self.course.main_set or "": 1.0}
+        return sum(measured[name].loss * weight for name, weight in weights.items()) / sum(weights.values())
 
 
 def told(name: str, found: Measured) -> dict[str, Any]:

@@ -59,6 +59,38 @@ CASES: dict[str, tuple[str, str, str]] = {
         "model: {name: m}\ntraining: {lr_scheduler: wsd, warmup_ratio: 0.4, decay_ratio: 0.6}\n"
         "phases: [{name: one, sources: a}]",
     ),
+    "infinite_never_rises_again": (
+        "model: {name: m}\ntraining: {lr_scheduler: infinite, constant_ratio: 0.1, min_lr_ratio: 0.2}\n"
+        "phases: [{name: one, sources: a}]",
+        "run.yaml:2: training.constant_ratio: constant_ratio is 0.1 and min_lr_ratio 0.2; the end must not lie above it",
+        "model: {name: m}\ntraining: {constant_ratio: 0.1, min_lr_ratio: 0.2}\nphases: [{name: one, sources: a}]",
+    ),
+    "infinite_goes_on_at_its_rate": (
+        "model: {name: m}\ntraining: {lr_scheduler: infinite}\nphases:\n  - {name: one, sources: a}\n"
+        "  - {name: two, sources: a, training: {learning_rate: 5e-5}}",
+        "run.yaml:5: phases.two.training.learning_rate: infinite goes on at 2.5e-05 (learning_rate × constant_ratio) "
+        "after 5e-05 in one; make them equal, or take another lr_scheduler",
+        "model: {name: m}\ntraining: {lr_scheduler: infinite}\nphases:\n  - {name: one, sources: a}\n"
+        "  - {name: two, sources: a, training: {learning_rate: 5e-5, constant_ratio: 1}}",
+    ),
+    "rslora_has_an_alpha_of_its_own": (
+        "model: {name: m}\nlora: {use_rslora: true}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: lora.use_rslora: use_rslora scales by alpha / sqrt(r), which is 22.6 here (alpha / r: 2) and above 8; "
+        "lora.alpha: 22.6 makes it the usual 2",
+        "model: {name: m}\nlora: {use_rslora: true, alpha: 22.6}\nphases: [{name: one, sources: a}]",
+    ),
+    "orthogonal_weights_can_be_drawn": (
+        "model: {name: m}\nlora: {init: orthogonal, r: 9}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: lora.init: orthogonal needs an even rank, and lora.r is 9; default and gaussian do not",
+        "model: {name: m}\nlora: {init: orthogonal, r: 8}\nphases: [{name: one, sources: a}]",
+    ),
+    "dora_stands_alone": (
+        "model: {name: m}\nlora: {use_dora: true}\nphases:\n  - {name: one, sources: a, handover: stack}\n"
+        "  - {name: two, sources: a}",
+        "run.yaml:2: lora.use_dora: DoRA cannot be one of several adapters; end one with `handover: merge`, not stack",
+        "model: {name: m}\nlora: {use_dora: true}\nphases:\n  - {name: one, sources: a, handover: merge}\n"
+        "  - {name: two, sources: a}",
+    ),
     "an_adapter_needs_its_base": (
         "model: {from_config: c.json, adapter: old}\nphases: [{name: one, sources: a}]",
         "run.yaml:1: model.from_config: given beside model.adapter; an adapter fits the base it was trained on, "
@@ -175,6 +207,30 @@ def test_every_key_that_a_rule_compares_exists() -> None:
             "set text_field: messages, or take it out",
         ),
         (
+            "model: {name: m}\ntraining: {lr_scheduler: infinite, cooldown_ratio: 0.7, decay_ratio: 0.4}\n"
+            "phases: [{name: one, sources: a}]",
+            "training.decay_ratio: warmup_ratio, cooldown_ratio and decay_ratio 0.4 together take more than the whole "
+            "phase; lower one",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a}, {name: two, sources: a, lora: {use_dora: true}}]",
+            "phases.two.lora: lora.use_dora is True, but this phase goes on with one's adapter, which has False; "
+            "take it out, or end one with `handover: merge` or `stack`",
+        ),
+        (
+            "model: {name: m, use_4bit: true}\nlora: {init: orthogonal}\nphases: [{name: one, sources: a}]",
+            "lora.init: orthogonal needs 16-bit weights (model.use_4bit); default and gaussian do not",
+        ),
+        (
+            "model: {name: m}\nlora: {init: pissa_niter_4}\nphases: [{name: one, sources: a}]",
+            "lora.init: given 'pissa_niter_4'; it moves a part of the base into the adapter, and the base stays as it is "
+            "in every phase; take default, gaussian or orthogonal",
+        ),
+        (
+            "model: {name: m}\nlora: {init: gausian}\nphases: [{name: one, sources: a}]",
+            "lora.init: given 'gausian'; allowed: one of default, gaussian, orthogonal; did you mean gaussian?",
+        ),
+        (
             "model: {name: m, adapter: old}\nphases: [{name: one, sources: a, lora: {enabled: false}}]",
             "phases.one.lora.enabled: lora.enabled is false, but one is to go on with an adapter; "
             "to begin from a base, take model.adapter out",
@@ -231,6 +287,8 @@ def test_whatever_may_shard_four_bits_needs_them_stored_alike(problems: Problems
         "{name: a, sources: a, lora: {target_modules: [q, v]}}, {name: b, sources: a, lora: {target_modules: [v, q]}}",
         "{name: a, sources: a, data: {max_tokens: 64, overlap_tokens: 64, chunk_long_samples: false}}",
         "{name: a, sources: a, data: {max_tokens: 64}}",
+        "{name: a, sources: a, max_steps: 9, training: {lr_scheduler: infinite, cooldown_ratio: 0.9, warmup_steps: 0}}, "
+        "{name: b, sources: a, max_steps: 9, training: {lr_scheduler: infinite, warmup_steps: 9}}",
         "{name: a, sources: a.json, data: {assistant_only_loss: true, text_field: conversations}}",
     ],
     ids=[
@@ -239,6 +297,7 @@ def test_whatever_may_shard_four_bits_needs_them_stored_alike(problems: Problems
         "order says nothing",
         "nothing is cut",
         "the overlap follows",
+        "infinite that goes on neither warms up nor falls again",
         "a field of chats",
     ],
 )

@@ -336,7 +336,6 @@ def test_a_data_set_is_loaded_by_its_split(prepared: Prepare, write: Write, monk
     ("override", "problem"),
     [
         ("phases.1.replay=0.1", "phases.phase_1.replay: this version does not draw replay yet; take it out"),
-        ("data.assistant_only_loss=true", "phase_0: data.assistant_only_loss: this version trains whole chats"),
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_not_ignored(

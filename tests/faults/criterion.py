@@ -53,12 +53,16 @@ def require_replays(run: Path) -> None:
             for line in path.read_text().splitlines():
                 first = _timeless(json.loads(line))
                 now = kept["eval" if "eval_loss" in first else "train"]
-                assert first["step"] not in now or now[first["step"]] == first, f"{path}: {first}"
+                assert now.get(_place(first), first) == first, f"{path}: {first}"
 
 
-def _figures(path: Path) -> dict[int, dict[str, Any]]:
+def _figures(path: Path) -> dict[tuple[int, str], dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
-    return {line["step"]: line for line in map(_timeless, map(json.loads, filter(_is_whole, lines)))}
+    return {_place(line): line for line in map(_timeless, map(json.loads, filter(_is_whole, lines)))}
+
+
+def _place(line: dict[str, Any]) -> tuple[int, str]:
+    return line["step"], line.get("dataset", "")
 
 
 def _is_whole(line: str) -> bool:
@@ -71,7 +75,7 @@ def _timeless(line: dict[str, Any]) -> dict[str, Any]:
 
 def _source(path: Path) -> dict[str, Any]:
     source: dict[str, Any] = json.loads(path.read_text())
-    return source | {"seconds": 0}
+    return source | {"seconds": 0, "row_seconds": 0, "row_before_seconds": 0}
 
 
 def digests(folder: Path) -> dict[str, str]:

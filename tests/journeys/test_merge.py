@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from phased_cpt import merging
+from phased_cpt.blend import merge_published
 from phased_cpt.ledger import read_record
 from phased_cpt.merging import MergeJob
 from phased_cpt.run_dir import RunDir
@@ -317,4 +318,4 @@ def test_whoever_stops_the_verb_leaves_no_process_and_no_half_model(
         if code == 75:
             assert "the same command goes on" in said and "Traceback" not in said
         assert not MERGED.exists()
-    assert merging.merge_published(planned(config), RunDir(Path("run"))).now, "the lock is free, and it goes on"
+    assert merge_published(planned(config), RunDir(Path("run"))).now, "the lock is free, and it goes on"

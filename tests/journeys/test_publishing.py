@@ -148,7 +148,7 @@ def test_the_last_step_is_published_where_that_is_wanted(tiny: Tiny, ran: Ran, z
 
 
 def test_patience_stops_a_phase_and_publishes_its_best(tiny: Tiny, ran: Ran) -> None:
-    sections = RISING | {"evaluation": {"every_steps": 1, "patience": 2}}
+    sections = RISING | {"evaluation": {"every_steps": 1, "patience": 2, "cooldown_ratio": 0}}
     outcome = ran(tiny(**sections, phases=phases(tiny, {}, steps=40)))
     said = source("phase1_foundation")
     assert outcome.finished

@@ -184,10 +184,10 @@ def test_an_adapter_that_was_changed_or_does_not_fit_is_refused(copy: Path) -> N
         lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base"))
     (copy / EVOLUTION / "source.json").unlink()  # nobody's, from here on
     with pytest.raises(InputError, match=r"does not fit .*layers\.1\.mlp\.up_proj.* is missing"):
-        lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base"))
+        lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base")).load("adapter")
     save_file(tensors | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(4, 64)}, path)
     with pytest.raises(InputError, match=r"layers\.7.* has no place"):
-        lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base"))
+        lined_up(copy, run_dir=None, adapter=copy / EVOLUTION, base=str(copy / "random_base")).load("adapter")
 
 
 def _other_base(run: Path, folder: Path) -> Path:

@@ -71,7 +71,8 @@ def job_of(spec: Spec, folder: Path, ranks: int) -> Job:
     config = config_of(spec)
     epoch = Prepared(len(spec["labels"]), max(1, sum(spec["labels"])))
     phase = make_plan(from_record(config, "test"), ranks, {"one": epoch}).phase("one")
-    content = {"zero_optimization": {"stage": spec.get("stage", 2), "stage3_param_persistence_threshold": 0}}
+    zero = {"stage": spec.get("stage", 2), "stage3_param_persistence_threshold": 0, **spec.get("zero", {})}
+    content = {"zero_optimization": zero}
     shape = deepspeed_file.ModelShape(hidden_size=32)
     digest = hashlib.sha256(json.dumps(config["model"]).encode()).hexdigest()[:12]
     return Job(

@@ -9,6 +9,7 @@ import pytest
 
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
+from phased_cpt.schedule import Schedule
 from phased_cpt.stopping import Wish
 from phased_cpt.train.standing import Standing
 from phased_cpt.train.watch import MOST_SKIPPED, Course, Watch
@@ -49,6 +50,8 @@ class Phase:
     wishes: dict[int, Wish] = field(default_factory=dict)
     saved: list[int] = field(default_factory=list)
     standing: Standing = field(default_factory=Standing)
+    schedule: Schedule | None = None
+    cooldown_ratio: float = 0.0
 
     def go(self) -> int:
         """Returns the step at which it ended."""
@@ -61,17 +64,20 @@ class Phase:
                 self.steps,
                 self.evaluated_at,
                 main,
+                {},
                 self.patience,
                 4,
                 8,
                 later_steps=12.0,
                 saved_every=self.saved_every,
+                schedule=self.schedule or Schedule("constant", 1e-3, self.steps),
+                cooldown_ratio=self.cooldown_ratio,
             ),
             standing=self.standing,
             listener=self.heard,
             at_begin=lambda: None,
             ready=lambda: None,
-            evaluate=lambda: {"evolution": Measured(next(measured), 100)},
+            evaluate=lambda: {"evolution": Measured(next(measured), 100)} if self.losses else {},
             check=self.checked.append,
             keep_best=lambda: self.kept.append(self.standing.best.step),  # type: ignore[union-attr]
             tokens_of_step=lambda: 50,

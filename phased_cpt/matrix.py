@@ -1,0 +1,138 @@
+"""The forgetting matrix of a run: what is measured around each phase, and forgetting.json, which holds all of it.
+
+held-out documents of all phases ─┐                       ┌─ source.json of phase 1: row_before, row ─┐
+evaluation.general ───────────────┴─ the job of a phase ──┴─ source.json of phase 2: row ─────────────┴─ forgetting.json
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phased_cpt.data.prepared import PreparedRun, PreparedSplit
+from phased_cpt.data.text_bytes import text_bytes
+from phased_cpt.forgetting import Row, bits_per_byte, measures
+from phased_cpt.job import Measure
+from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.published import Source, read_source
+from phased_cpt.run_dir import RunDir, publish_file
+
+FORMAT = 1
+
+
+def measure_of(phase: PhasePlan, plan: Plan, prepared: PreparedRun, root: Path) -> Measure:
+    """What the job of a phase measures besides its own held-out documents."""
+    when = phase.settings.evaluation.matrix
+    if when == "off":
+        return Measure()
+    is_last = phase.number == len(plan.phases)
+    names = [each.name for each in plan.phases[: phase.number - 1]]
+    earlier = {*names, *plan.config.evaluation.general}
+    return Measure(
+        sets={name: (str(split.index.folder.resolve()), rows) for name, split, rows in _sets(plan, prepared)},
+        before=phase.number == 1,
+        after=when == "every_phase" or is_last,
+        best_so_far={name: loss for name, loss in _lowest(rows_of(plan, root)).items() if name in earlier},
+        prompts=phase.settings.evaluation.samples,
+    )
+
+
+def _sets(plan: Plan, prepared: PreparedRun) -> list[tuple[str, PreparedSplit, int]]:
+    """Every set with the rows that are measured at once, as its own phase does."""
+    own = [
+        (each.plan.name, each.eval, each.plan.settings.evaluation.micro_batch_size)
+        for each in prepared.phases
+        if each.eval is not None
+    ]
+    general = plan.config.evaluation.micro_batch_size
+    return [*own, *((name, split, general) for name, split in prepared.general.items())]
+
+
+def _lowest(rows: list[Row]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        for name, loss in row.losses.items():
+            if loss is not None:
+                found[name] = min(loss, found.get(name, loss))
+    return found
+
+
+def rows_of(plan: Plan, root: Path) -> list[Row]:
+    """What was measured, as the phases have published it."""
+    rows = []
+    for phase in plan.phases:
+        found = read_source(root / phase.folder)
+        if found is None:
+            break
+        source = found[1]
+        if source.row_before:
+            rows.append(Row(None, _losses(source.row_before), source.row_before_seconds))
+        if source.row:
+            rows.append(Row(phase.name, _losses(source.row), source.row_seconds))
+    return rows
+
+
+def _losses(row: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    return {name: each["eval_loss"] for name, each in row.items()}
+
+
+def write_forgetting(plan: Plan, prepared: PreparedRun, root: Path, cache: Path) -> dict[str, Any] | None:
+    """forgetting.json, as far as the run has come; None where nothing was measured."""
+    rows = rows_of(plan, root)
+    if not rows:
+        return None
+    tokens, of_text = (
+        _tokens(plan, root),
+        {name: text_bytes(split, prepared.tokenizer, cache) for name, split, _ in _sets(plan, prepared)},
+    )
+    phases, general = [phase.name for phase in plan.phases if phase.name in of_text], [*prepared.general]
+    facts = {
+        "format": FORMAT,
+        "run": plan.name,
+        "sets": [
+            {"name": name, "kind": kind, "tokens": tokens.get(name), "bytes": of_text[name]}
+            for kind, names in (("phase", phases), ("general", general))
+            for name in names
+        ],
+        "rows": [_row_facts(row, [*phases, *general], tokens, of_text) for row in rows],
+        "measures": measures(phases, general, rows),
+        "controls": _controls(root),
+        "cost": _cost(plan, root),
+    }
+    publish_file(RunDir(root).forgetting, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    return facts
+
+
+def _row_facts(
+    row: Row, names: list[str], tokens: Mapping[str, int], of_text: Mapping[str, int | None]
+) -> dict[str, Any]:
+    losses = {name: row.losses.get(name) for name in names}
+    in_bits = {name: bits_per_byte(loss, tokens.get(name, 0), of_text[name]) for name, loss in losses.items()}
+    return {"after": row.after, "seconds": row.seconds, "losses": losses, "bits_per_byte": in_bits}
+
+
+def _sources(plan: Plan, root: Path) -> list[Source]:
+    found = (read_source(root / phase.folder) for phase in plan.phases)
+    return [each[1] for each in found if each is not None]
+
+
+def _tokens(plan: Plan, root: Path) -> dict[str, int]:
+    """Predicted tokens of each set: the same in every row, so any will do."""
+    measured = [row for source in _sources(plan, root) for row in (source.row_before, source.row)]
+    return {name: each["tokens"] for row in measured for name, each in row.items()}
+
+
+def _cost(plan: Plan, root: Path) -> dict[str, float]:
+    """Seconds of the rows, and their share of the time of the phases; row 0 is within the time of phase 1."""
+    sources = _sources(plan, root)
+    after, before = sum(each.row_seconds for each in sources), sum(each.row_before_seconds for each in sources)
+    trained = sum(each.seconds for each in sources)
+    return {"seconds": round(after + before, 2), "share": round((after + before) / (trained + after), 4)}
+
+
+def _controls(root: Path) -> dict[str, Any]:
+    """What `run --control` has measured of each phase."""
+    try:
+        return dict(json.loads(RunDir(root).forgetting.read_bytes())["controls"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
