@@ -2,11 +2,12 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from phased_cpt.merging import MergeJob
     from phased_cpt.ranks import Ranks
-    from phased_cpt.wanted import ChatWanted, EvaluateWanted
+    from phased_cpt.wanted import ChatWanted, EvaluateWanted, SweepWanted
 
 STOPPED = 130  # what shells say of a program that Ctrl-C has ended
 
@@ -46,6 +47,16 @@ class Rooms:
         from phased_cpt.evaluate import main
 
         return main(wanted)
+
+    def sweep(self, wanted: "SweepWanted") -> "dict[str, Any]":
+        from phased_cpt.evaluate.sweep import swept
+
+        return swept(wanted)
+
+    def concatenate(self, job: "MergeJob") -> "dict[str, Any]":
+        from phased_cpt.merge.concatenated import concatenated
+
+        return concatenated(job)
 
     def chat(self, wanted: "ChatWanted") -> int:
         from phased_cpt.chat import main

@@ -31,7 +31,7 @@ Tell = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Published:
-    """A run that has published something, while nobody else is at work on it."""
+    """A run that has published something."""
 
     plan: Plan
     root: Path
@@ -49,11 +49,12 @@ class Published:
             raise InputError(f"{option} {name}: has published nothing{nearest(name, names)} ({known})")
         return done[names.index(name)] if name else done[-1]
 
-    def chain(self, phase: PhaseRecord) -> Chain:
+    def chain(self, phase: PhaseRecord, tell: Tell) -> Chain:
         """All that was added to the base up to a phase, there to the byte."""
         assert phase.published is not None
         chain = chain_of(self.root, phase.published, self.records)
         there = Weights(kind="base", base=chain.digest, folder=chain.folder, adapters=chain.adapters)
+        require_there(self.plan, self.root, self.base, there, self.records, tell)
         require_published(self.root, there)
         require_straight([self.root / each.folder for each in chain.adapters])
         return chain
@@ -116,12 +117,12 @@ def require_there(
     require_base(plan, root, base, weights, records)
 
 
-def merge_part(plan: Plan, run_dir: RunDir, phase: str | None, strength: float, output: Path) -> Merged:
+def merge_part(plan: Plan, run_dir: RunDir, phase: str | None, strength: float, output: Path, tell: Tell) -> Merged:
     """The base, and so much of all that the run has added to it up to a phase."""
     with published(plan, run_dir) as run:
         chosen = run.phase(phase, "--phase")
         run.require_own_base()
-        chain = run.chain(chosen)
+        chain = run.chain(chosen, tell)
         job = _on_the_first_base(run, chosen, [run.layer(each, strength) for each in chain.adapters], output)
         if chain.folder:
             job = replace(job, toward=Layer(str(run.root / chain.folder), chain.digest, strength), four_bits=None)
@@ -164,7 +165,7 @@ def soup_of_run(
 
 
 def _on_one_base(run: Published, phase: PhaseRecord, tell: Tell) -> Chain:
-    chain, at = run.chain(phase), f"--weight {phase.name}"
+    chain, at = run.chain(phase, tell), f"--weight {phase.name}"
     if chain.folder:
         what = f"below it lies {chain.folder}, in which every weight may be another than in the base"
         raise InputError(f"{at}: {what}; a soup is made of adapters on one base (`phased-cpt merge` has each alone)")

@@ -21,15 +21,16 @@ from phased_cpt.fitting import remember_speed
 from phased_cpt.handover import clear_superseded, merged_base, require_base
 from phased_cpt.job import Job, Start
 from phased_cpt.ledger import Adapter, Inputs, Ledger, Weights, require_no_ranks
-from phased_cpt.ledger.fingerprint import digest_of, fingerprint_of
+from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.matrix import measure_of, write_forgetting
 from phased_cpt.nodes.identity import versions
 from phased_cpt.plan import PhasePlan, Plan, Wanted
 from phased_cpt.published import published_weights, read_source, require_published
 from phased_cpt.report import write_report
-from phased_cpt.run_dir import CARRIED, CHECKPOINTS, GATE
+from phased_cpt.run_dir import CARRIED, CHECKPOINTS, DATA, GATE, publish_file
 from phased_cpt.sealed import Sealed, clear_after, fault_of, found_in, named, newest
 from phased_cpt.stopping import Stopping
+from phased_cpt.tables.data import phase_facts
 
 BACK_OFF_SECONDS = 5.0  # times the tries so far
 
@@ -193,6 +194,8 @@ class Run:
         self.tell(f"phase {phase.number}/{len(self.plan.phases)} {phase.name}: {how} in {processes}")
         job = self.job(phase, start, fingerprint, begin, steps_before)
         job.write()
+        facts = phase_facts(self.prepared, self.prepared.phase(phase.name))
+        publish_file(self.root / phase.folder / DATA, json.dumps(facts, indent=1).encode())
         try:
             self.door.train(job, self.stop)
         except PhasedCptError as error:

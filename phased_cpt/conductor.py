@@ -15,6 +15,7 @@ from phased_cpt.bases import find_base
 from phased_cpt.conducting import Run, TriedAgain
 from phased_cpt.config import Loaded, RunConfig, from_objects, load
 from phased_cpt.config.allowed import nearest
+from phased_cpt.control import controls
 from phased_cpt.data.prepare import cache_folder, prepare
 from phased_cpt.data.prepared import PreparedRun
 from phased_cpt.data.watch import Unwatched, Watcher
@@ -90,6 +91,9 @@ def _conduct(
                 trained.append(phase.name)
             run.clear(phase)
             run.report()
+        if wanted.control:
+            first, last = _index(plan, wanted.first, 0), _index(plan, wanted.last, len(plan.phases) - 1)
+            controls(run, plan.phases[first : last + 1], watcher)
         if ledger.is_finished:
             keep_final(run.root, plan, base)
             if plan.config.merge.enabled and not wanted.smoke:

@@ -13,11 +13,13 @@ from phased_cpt.data.prepared import PreparedRun, PreparedSplit
 from phased_cpt.data.text_bytes import text_bytes
 from phased_cpt.forgetting import Row, bits_per_byte, measures
 from phased_cpt.job import Measure
+from phased_cpt.ledger import PhaseRecord, read_record
 from phased_cpt.plan import PhasePlan, Plan
 from phased_cpt.published import Source, read_source
 from phased_cpt.run_dir import RunDir, publish_file
 
 FORMAT = 1
+CONTROL = "control"  # in the run folder
 
 
 def measure_of(phase: PhasePlan, plan: Plan, prepared: PreparedRun, root: Path) -> Measure:
@@ -96,7 +98,7 @@ def write_forgetting(plan: Plan, prepared: PreparedRun, root: Path, cache: Path)
         ],
         "rows": [_row_facts(row, [*phases, *general], tokens, of_text) for row in rows],
         "measures": measures(phases, general, rows),
-        "controls": _controls(root),
+        "controls": _controls(plan, root, rows),
         "cost": _cost(plan, root),
     }
     publish_file(RunDir(root).forgetting, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
@@ -130,9 +132,26 @@ def _cost(plan: Plan, root: Path) -> dict[str, float]:
     return {"seconds": round(after + before, 2), "share": round((after + before) / (trained + after), 4)}
 
 
-def _controls(root: Path) -> dict[str, Any]:
-    """What `run --control` has measured of each phase."""
-    try:
-        return dict(json.loads(RunDir(root).forgetting.read_bytes())["controls"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+# Controls -------------------------------------------------------------------------------------------------------------
+
+
+def control_of(root: Path, phase: PhaseRecord) -> Source | None:
+    """What the control of a phase has lost; None where there is none, or that of another phase than it is now."""
+    found = read_source(root / CONTROL / phase.folder)
+    made_for = f"{phase.fingerprint.digest}-{CONTROL}" if phase.fingerprint else None
+    return found[1] if found and found[1].fingerprint == made_for else None
+
+
+def _controls(plan: Plan, root: Path, rows: list[Row]) -> dict[str, Any]:
+    """What each phase has made the model forget, against the same steps on what came before it."""
+    record, found = read_record(RunDir(root)), {}
+    at = {row.after: row.losses for row in rows}
+    for phase in plan.phases:
+        control = record and control_of(root, record.phase(phase.name))
+        if control:
+            losses, own = _losses(control.row), at.get(phase.name, {})
+            earlier = [each.name for each in plan.phases[: phase.number - 1]]
+            pairs = {name: (own.get(name), losses.get(name)) for name in earlier}
+            lost = {name: one - other for name, (one, other) in pairs.items() if one is not None and other is not None}
+            found[phase.name] = {"losses": losses, "forgetting": lost}
+    return found

@@ -276,6 +276,7 @@ class Wanted:
     steps_today: int | None = None
     minutes: float | None = None
     smoke: bool = False
+    control: bool = False  # the equal-token controls of the phases, too
 
 
 def make_plan(loaded: Loaded, ranks: int | None = None, prepared: Mapping[str, Prepared] | None = None) -> Plan:

@@ -15,6 +15,7 @@ _STAMP = "%Y%m%d_%H%M%S"
 
 CHECKPOINTS = "checkpoints"  # in the folder of a phase, while it is under way
 CARRIED = "carried"  # there: what the optimizer knew at its end, for a phase that goes on with it
+DATA = "data.json"  # there: what it is trained on, in figures
 GATE = "gate.json"  # there: what its gate has said, before anybody else hears of it
 MERGED_BASE = "merged_base"  # there, too: what it has published, as the next phase starts from it after a merge
 

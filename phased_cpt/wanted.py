@@ -41,3 +41,12 @@ class EvaluateWanted:
     include_path: Path | None = None  # where those of one's own lie
     limit: int | None = None
     as_json: bool = False
+
+
+@dataclass(frozen=True)
+class SweepWanted:
+    """How much of a run is worth keeping: which of it, and how much of that."""
+
+    models: ModelsWanted
+    phase: str | None = None  # up to this one; the last that has published if absent
+    strengths: tuple[float, ...] = ()  # besides 0 and 1, which are always measured

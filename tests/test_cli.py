@@ -57,7 +57,7 @@ def test_what_is_typed_becomes_a_verb_and_its_options(typed: str, meant: str) ->
 def test_a_verb_that_is_not_there_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError,
-        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, status, prepare, preflight, merge, evaluate, chat, report, config, tokenizer, dataset; -h explains them\)",
+        match=r"no verb 'stauts'; did you mean status\? \(verbs: plan, run, status, prepare, preflight, merge, evaluate, chat, sweep-lambda, soup, report, config, tokenizer, dataset; -h explains them\)",
     ):
         normalise(["stauts"], get_command(app))
 

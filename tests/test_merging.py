@@ -54,6 +54,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "another order": {"adapters": JOB.adapters[::-1]},
     "another type": {"dtype": "fp32"},
     "another size of files": {"max_shard_size": 2**20},
+    "moved towards other weights": {"toward": Layer("whole", "3", 0.5)},
+    "moved further": {"toward": Layer("whole", "3", 0.7)},
     "a base in 4 bits": {"four_bits": KEPT},
     "a base in 4 bits, as it is asked for": {"four_bits": KEPT, "base_kind": "dequantized"},
 }
@@ -105,7 +107,11 @@ def test_what_is_damaged_is_made_again(damage: str, children: list[MergeJob]) ->
 
 
 def test_a_job_comes_through_json_as_it_was(children: list[MergeJob]) -> None:
-    for job in (JOB, replace(JOB, **OTHERS["a base in 4 bits"], tokenizer="t", lineage={"phases": [{"a": 1.5}]})):
+    for job in (
+        JOB,
+        replace(JOB, **OTHERS["moved further"]),
+        replace(JOB, **OTHERS["a base in 4 bits"], tokenizer="t", lineage={"phases": [{"a": 1.5}]}),
+    ):
         assert MergeJob.parse(json.dumps(asdict(job))) == job
 
 

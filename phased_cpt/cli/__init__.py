@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from phased_cpt import __version__
 from phased_cpt.argv import normalise
-from phased_cpt.cli import curriculum, data, dataset, machine, models, reporting  # noqa: F401 - in the order in which the help shows their verbs
+from phased_cpt.cli import curriculum, data, dataset, machine, mixing, models, reporting  # noqa: F401 - in the order in which the help shows their verbs
 from phased_cpt.cli.options import app, is_rank, tell
 from phased_cpt.config.secrets import scrubbed
 from phased_cpt.errors import PhasedCptError

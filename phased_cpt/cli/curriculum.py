@@ -115,6 +115,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
     ] = False,
+    control: Annotated[
+        bool,
+        typer.Option("--control", help="Train the equal-token control of each phase as well: what it really forgot."),
+    ] = False,
     merge_only: Annotated[
         bool, typer.Option("--merge-only", help="Train nothing: merge what the last phase has published.")
     ] = False,
@@ -132,7 +136,7 @@ def run(
         if os.environ.get("RANK", "0") == "0":
             _print_dry_run(_on_ranks(the_plan(config, settings, run_dir)), new, redo_from, as_json)
         return
-    wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke)
+    wanted = Wanted(redo_from, from_ or phase, until or phase, resume, steps_today, minutes, smoke, control)
     with contextlib.ExitStack() as leaving:
         read = functools.partial(the_plan, config, settings, run_dir)
         ranks = _ranks(context, leaving, read) if is_rank() else None

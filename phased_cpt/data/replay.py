@@ -51,6 +51,8 @@ def whole_phase(
     phase: PhasePlan, own: Sequence[Part], old: Mapping[str, Sequence[Part]], cache: Path, tell: Tell
 ) -> Whole:
     """As many tokens, or steps, as the phase has without replay."""
+    if not _epoch(own):
+        raise InputError(f"{phase.name}: no token in it can be trained; give it longer documents")
     shares = _shares(phase, old)
     parts = [_scaled(part, 1 - math.fsum(shares.values())) for part in own]
     parts += [_scaled(part, share) for name, share in shares.items() for part in old[name]]
@@ -97,7 +99,7 @@ def old_parts(
         parts = _by_source(earlier, kept, pack, seed, shuffle=True)
     else:
         parts = [_part(earlier, kept, pack, seed, shuffle=True)]
-    if not all(part.rows.tokens for part in parts):
+    if not _epoch(parts):
         raise _nothing_to_replay(phase, earlier)
     return parts
 
@@ -119,9 +121,8 @@ def _by_source(
         _part(phase, [replace(share, weight=1.0)], pack, (*seed, at), shuffle, share.weight)
         for at, share in enumerate(shares)
     ]
+    parts = [part for part in parts if part.rows.tokens]
     heights = [(part.weight * part.rows.tokens) ** (1 / phase.settings.data.temperature) for part in parts]
-    if not all(heights):
-        raise InputError(f"{phase.name}: one of its sources has nothing to train on; take it out")
     return [replace(part, share=height / math.fsum(heights)) for part, height in zip(parts, heights, strict=True)]
 
 

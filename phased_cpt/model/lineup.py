@@ -118,6 +118,10 @@ class Lineup:
             self._loaded[whole] = self._with_adapters(whole)
         return self._loaded[whole]
 
+    def with_members(self, members: Mapping[str, Member]) -> "Lineup":
+        """Others of the same run, none of them loaded."""
+        return Lineup(members, self.device, self._tell, self.run, self.root, self._ready)
+
     def drop_all_but(self, names: Collection[str]) -> None:
         """Of whole weights that none of these needs, the memory is given back."""
         kept = {self.members[name].whole for name in names}

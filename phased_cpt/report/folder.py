@@ -130,7 +130,7 @@ def read_folder(run_dir: RunDir, lines: Callable[[Path], list[Line]] = lines_of)
     """
     damages: list[str] = []
     record = _record(run_dir, damages)
-    holder = holder_of(run_dir)
+    holder = _holder(run_dir, damages)
     facts: Facts = record.model_dump(mode="json") if record else {}
     listed = facts.get("phases") or [
         {"name": path.name.partition("_")[2], "folder": path.name, "state": "running"}
@@ -162,6 +162,14 @@ def _record(run_dir: RunDir, damages: list[str]) -> RunRecord | None:
         return read_record(run_dir)
     except PhasedCptError as error:
         damages.append(str(error))
+        return None
+
+
+def _holder(run_dir: RunDir, damages: list[str]) -> str | None:
+    try:
+        return holder_of(run_dir)
+    except (PhasedCptError, OSError) as error:  # a file system without locks
+        damages.append(f"Whether anybody is at work here cannot be seen: {error}.")
         return None
 
 

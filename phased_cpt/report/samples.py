@@ -1,8 +1,13 @@
 """What the base and each phase make of the same few prompts."""
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from phased_cpt.report.folder import Facts, Folder
+from phased_cpt.tables.words import counted
+
+MOST_ALIKE = 3  # lines in a row; small models say one line for ever
 
 
 def samples(folder: Folder) -> Facts:
@@ -20,8 +25,27 @@ def samples(folder: Folder) -> Facts:
                 "set": prompt.get("set"),
                 "text": prompt.get("text"),
                 "continues": prompt.get("continues"),
-                "answers": [{"name": name, "text": texts[at]} for name, texts in said if at < len(texts)],
+                "answers": [
+                    {"name": name, "pieces": list(pieces(texts[at]))} for name, texts in said if at < len(texts)
+                ],
             }
             for at, prompt in enumerate(prompts)
         ]
     }
+
+
+def pieces(text: str) -> Iterator[tuple[str, str]]:
+    """(text, note): a line that is said again and again stands once, with a note of how often it follows."""
+    kept: list[str] = []
+    for line, alike in groupby(text.split("\n")):
+        count = len(list(alike))
+        if count <= MOST_ALIKE:
+            kept += [line] * count
+            continue
+        if line.strip():
+            yield "\n".join([*kept, line]), f"the same line, {counted(count - 1, 'time')} more"
+        else:
+            yield "\n".join(kept), counted(count, "empty line")
+        kept = []
+    if kept or not text:
+        yield "\n".join(kept), "" if text.strip() else "nothing"

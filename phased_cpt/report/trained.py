@@ -1,6 +1,7 @@
 """What each phase was trained on, what became of every token of it, and what that took."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from phased_cpt.report.folder import Facts, Folder, FoundPhase
 from phased_cpt.report.logs import number
@@ -43,7 +44,11 @@ def _published_step(phase: FoundPhase) -> str:
 def trained(folder: Folder) -> Facts:
     phases = [_trained(phase, folder) for phase in folder.phases if phase.state != "pending" or phase.data]
     there = {part["class"] for phase in phases for part in phase["bar"]}
-    return {"phases": phases, "parts": [{"class": name, "word": word} for _, name, word in PARTS if name in there]}
+    return {
+        "phases": phases,
+        "parts": [{"class": name, "word": word} for _, name, word in PARTS if name in there],
+        "drawn": [each for phase in folder.phases for each in _drawn(phase)],
+    }
 
 
 def _trained(phase: FoundPhase, folder: Folder) -> Facts:
@@ -76,7 +81,6 @@ def _account(phase: FoundPhase) -> Facts:
         "masked": whole(account.get("tokens_masked")) if account.get("tokens_masked") else "",
         "efficiency": share(account.get("efficiency")),
         "bar": list(_bar(account)),
-        "shares": list(_shares(phase.data)),
     }
 
 
@@ -96,13 +100,24 @@ def _bar(account: Facts) -> Iterator[Facts]:
         at += width
 
 
-def _shares(data: Facts) -> Iterator[str]:
-    """What replay and mixtures have drawn, planned beside realised."""
-    found = data.get("shares") or data.get("replay")
-    for name, value in found.items() if isinstance(found, dict) else ():
-        planned, realised = (value.get("planned"), value.get("realised")) if isinstance(value, dict) else (None, value)
-        aim = f" (planned {share(planned)})" if number(planned) is not None else ""
-        yield f"{name} {share(realised)}{aim}"
+def _drawn(phase: FoundPhase) -> Iterator[Facts]:
+    """Where its tokens come from, if from several sources or from earlier phases."""
+    own, old = _list(phase.data.get("mixture")), _list(phase.data.get("replay"))
+    names = [str(each.get("source")) for each in own] + [f"{each.get('phase')} (replay)" for each in old]
+    for name, each in zip(names, own + old, strict=True) if len(own) > 1 or old else ():
+        yield {
+            "number": phase.number,
+            "phase": phase.name,
+            "from": name,
+            "planned": share(each.get("planned_share"), digits=2),
+            "share": share(each.get("share"), digits=2),
+            "tokens": whole(each.get("tokens")),
+            "passes": f"{number(each.get('epochs')) or 0:.2f}",
+        }
+
+
+def _list(value: Any) -> list[Facts]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _speed(phase: FoundPhase) -> str:

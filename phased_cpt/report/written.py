@@ -36,9 +36,9 @@ def whole(value: Any) -> str:
     return DASH if found is None else f"{found:,.0f}"
 
 
-def share(value: Any) -> str:
+def share(value: Any, digits: int = 1) -> str:
     found = number(value)
-    return DASH if found is None else f"{found:.1%}"
+    return DASH if found is None else f"{found:.{digits}%}"
 
 
 def rate(value: Any) -> str:

@@ -42,12 +42,13 @@ def prepared_facts(run: PreparedRun) -> dict[str, Any]:
             "eos_id": tokenizer.eos_id,
             "digest": tokenizer.digest,
         },
-        "phases": [_phase_facts(run, phase) for phase in run.phases],
+        "phases": [phase_facts(run, phase) for phase in run.phases],
         "copies": [copy._asdict() for copy in run.copies()],
     }
 
 
-def _phase_facts(run: PreparedRun, phase: PreparedPhase) -> dict[str, Any]:
+def phase_facts(run: PreparedRun, phase: PreparedPhase) -> dict[str, Any]:
+    """One phase of it, as its folder keeps it."""
     return {
         "name": phase.plan.name,
         "number": phase.plan.number,
@@ -204,6 +205,9 @@ def _notes(run: PreparedRun) -> Iterator[RenderableType]:
             "? steps: they follow from the number of GPUs; launch.num_gpus, or --set launch.num_gpus=8", style="dim"
         )
     for phase in run.phases:
+        if phase.train.parts and phase.plan.budget.unit == "steps" and phase.plan.global_rows is None:
+            what = "its rows are counted for one GPU; launch.num_gpus says for how many"
+            yield Text(f"{phase.plan.name}: {what}", style="dim")
         for warning in _warnings(run, phase):
             yield Text.assemble(("careful: ", "bold yellow"), f"{phase.plan.name}: {warning}")
     for copy in run.copies():

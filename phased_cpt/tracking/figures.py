@@ -4,7 +4,7 @@ import math
 
 from phased_cpt.tracking.sink import Line
 
-TRAIN = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu", "hfu")
+TRAIN = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu", "hfu", "memory_bytes")
 EVALUATION = {"eval_loss": "loss", "perplexity": "perplexity"}
 
 

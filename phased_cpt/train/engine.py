@@ -99,6 +99,13 @@ def take_stale_locks(kernels: Path) -> None:
                 sys.stderr.write(f"{lock} is {age:.0f} s old: if nothing is being compiled any more, delete it\n")
 
 
+def memory_bytes(device: torch.device) -> int:
+    """For the log: the most that this process has held of its GPU; without one, what it holds of the host now."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def device_memory(device: torch.device) -> str:
     """What is known of memory, for a message."""
     if device.type == "cuda":

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from phased_cpt.stopping import Stopping, Wish
 from phased_cpt.train import checkpoint
 from phased_cpt.train.arguments import training_arguments
 from phased_cpt.train.checks import Learning, frozen_sum, leak, require_base_unmoved
-from phased_cpt.train.engine import Rank, agreed, tear_down
+from phased_cpt.train.engine import Rank, agreed, memory_bytes, tear_down
 from phased_cpt.train.masters import Masters, before_the_engine, bit_sums, put_back, show, trained
 from phased_cpt.train.publication import Publication
 from phased_cpt.train.publish import saved_names
@@ -268,13 +268,14 @@ class PhaseRun:
         """fp16 overflows now and then, and its step is not taken; with other numbers that is no way to go on."""
         return self.phase.model.precision == "fp16" and bool(self.trainer.accelerator.optimizer_step_was_skipped)
 
-    def _utilisation(self) -> Any:
+    def _utilisation(self) -> Callable[[float], dict[str, float]]:
+        """What a line says besides, from tokens a second: the memory, and how much of the GPUs is made use of."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
         cost: Cost | None = cost_of(base_of(self.model).config, self.phase, self.blocks, gpu, self.rank.of)
-        if cost is None:
-            return lambda speed: {}
-        self._tell(str(cost))
-        return cost.utilisation
+        if cost is not None:
+            self._tell(str(cost))
+        of_peak = cost.utilisation if cost else lambda speed: {}
+        return lambda speed: {**of_peak(speed), "memory_bytes": memory_bytes(self.device)}
 
     def _evaluate(self) -> dict[str, Measured]:
         rows = self.phase.settings.evaluation.micro_batch_size

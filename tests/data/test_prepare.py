@@ -332,20 +332,6 @@ def test_a_data_set_is_loaded_by_its_split(prepared: Prepare, write: Write, monk
         prepared("some/data")
 
 
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("phases.1.replay=0.1", "phases.phase_1.replay: this version does not draw replay yet; take it out"),
-    ],
-)
-def test_what_is_not_built_yet_is_refused_and_not_ignored(
-    prepared: Prepare, write: Write, override: str, problem: str
-) -> None:
-    write(lines(*TEXTS), "a.jsonl")
-    with pytest.raises(InputError, match=problem):
-        prepared("a.jsonl", "a.jsonl", set_=(override,))
-
-
 def test_preparing_loads_no_torch(write: Write, config: Callable[..., Path]) -> None:
     write(lines({"messages": [{"role": "user", "content": "x"}]}), "a.jsonl")
     heavy = "{'torch', 'transformers', 'deepspeed', 'peft', 'datasets', 'pyarrow'}"

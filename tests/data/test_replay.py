@@ -113,7 +113,7 @@ def planned(drawing: Drawing) -> Iterator[tuple[float, float]]:
 
 
 @pytest.mark.requirement("D-05")
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=cases())
 def test_what_is_planned_is_what_is_counted_and_what_a_loop_over_the_rows_sees(case: dict[str, Any]) -> None:
     """For any packer, overlap, shares, weights and budget: by source, and to the token."""

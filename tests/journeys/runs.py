@@ -8,7 +8,7 @@ from typing import Any
 from tests.journeys.conftest import lines
 
 # What an attempt measures of its own time.
-OF_THE_CLOCK = ("ts", "tokens_per_second", "eta_seconds", "curriculum_eta_seconds", "mfu", "hfu")
+OF_THE_CLOCK = ("ts", "tokens_per_second", "eta_seconds", "curriculum_eta_seconds", "mfu", "hfu", "memory_bytes")
 
 
 def all_of(run: Path) -> dict[str, Any]:

@@ -99,6 +99,33 @@ def loaded(run: str) -> dict[str, Any]:
     }
 
 
+def kept_half(run: str, out: str) -> dict[str, Any]:
+    """`sweep-lambda` at a half, and so near to all of it that it is worked out, not published; and a half, written."""
+    import torch
+    from safetensors.torch import load_file
+
+    from phased_cpt import merging
+    from phased_cpt.blend import merge_part
+    from phased_cpt.cli.options import the_plan
+    from phased_cpt.evaluate.sweep import swept
+    from phased_cpt.run_dir import RunDir
+    from phased_cpt.wanted import ModelsWanted, SweepWanted
+    from tests.evaluate.test_sweep import _of_folder
+    from tests.journeys.test_merge import merges
+
+    merging._run = lambda job: merges(json.dumps(asdict(job)))
+    facts = swept(SweepWanted(ModelsWanted(Path(run), device="cpu"), strengths=(0.5, 1 - 1e-9)))
+    merge_part(the_plan(None, None, Path(run)), RunDir(Path(run)), None, 0.5, Path(out), print)
+    half, all_ = load_file(f"{out}/model.safetensors"), load_file(f"{run}/merged_model/model.safetensors")
+    base = load_file(f"{run}/random_base/model.safetensors")
+    off = {0.25: 0.0, 0.5: 0.0}
+    for strength, name in ((strength, name) for strength in off for name in base):
+        there = torch.lerp(base[name].double(), all_[name].double(), strength)
+        off[strength] = max(off[strength], float((half[name].double() - there).norm() / there.norm()))
+    lines = [line["losses"] for line in facts["strengths"]]
+    return {"losses": lines, "half": _of_folder(Path(run), Path(out)), "off": off[0.5], "off a quarter": off[0.25]}
+
+
 # Here -------------------------------------------------------------------------------------------------------------------
 
 
@@ -241,3 +268,39 @@ def test_a_chain_stays_in_16_bits_and_is_rounded_once_a_merge(
     for name, row in wanted.items():
         for of, each in row.items():
             assert found[name][of]["eval_loss"] == pytest.approx(each["eval_loss"], rel=1e-3), (name, of)
+
+
+@pytest.mark.requirement("E-04", "M-03")
+@pytest.mark.parametrize("chain", ["stack, continue", "merge, stack", "merge, every weight"])
+def test_a_part_of_any_chain_is_that_part_of_its_whole_change(
+    chain: str, chained: Chained, zygote: Zygote, tmp_path: Path
+) -> None:
+    """Were every factor halved, a quarter would be left of the adapters' products."""
+    found = zygote.call(f"{HERE}:kept_half", str(chained(chain)), str(tmp_path / "half"), folder=tmp_path)
+    base, half, nearly, published = found["losses"]
+    assert nearly == pytest.approx(published, rel=1e-6), "the sum of its parts is what was published"
+    assert half == pytest.approx(found["half"], rel=1e-6), "what is written is what was measured"
+    assert found["off"] <= 1e-6 and found["off a quarter"] > 1e-3
+    wanted = rows(Path("run"))
+    for name in PHASES:
+        assert published[name] == pytest.approx(wanted["pr_mastery"][name]["eval_loss"], rel=1e-6)
+        assert base[name] == pytest.approx(wanted["base"][name]["eval_loss"], rel=1e-6)
+        assert len({round(each[name], 3) for each in (base, half, published)}) == 3, "the control"
+
+
+@pytest.mark.requirement("M-03")
+def test_a_soup_reaches_through_merges_and_is_refused_where_every_weight_was_trained(
+    chained: Chained, merged_quickly: list[MergeJob], call: Call, zygote: Zygote, tmp_path: Path
+) -> None:
+    run = chained("merge, merge")
+    assert call("soup", "--run-dir", "run", "--weight", "pr_mastery=1", "--out", "last").code == 0
+    assert call("soup", "--run-dir", "run", "--weight", "foundation=0.5", "--weight", "evolution=0.5", "--out", "both").code == 0  # fmt: skip
+    every = [FOUNDATION, EVOLUTION, PR_MASTERY]
+    assert zygote.call(f"{HERE}:summed", str(run), str(tmp_path / "last"), every, None, folder=tmp_path)["all"] <= 1e-6
+    # 0.5 of foundation, and 0.5 of foundation and evolution: all of the first, half of the second.
+    assert [layer.scale for layer in merged_quickly[-1].adapters] == [1.0, 0.5]
+    assert [Path(layer.folder).parent.name for layer in merged_quickly[-1].adapters] == [FOUNDATION, EVOLUTION]
+    shutil.rmtree("run")
+    chained("merge, every weight")
+    answer = call("soup", "--run-dir", "run", "--weight", "pr_mastery=1", "--out", "none")
+    assert answer.code == 2 and "below it lies phase2_evolution/best_model" in answer.err and not Path("none").exists()

@@ -16,8 +16,11 @@ from phased_cpt.run_dir import RunDir
 from tests.journeys.conftest import Ran, Tiny
 from tests.journeys.runs import all_of
 from tests.journeys.test_handover import at_start, watched  # noqa: F401 - a fixture
+from tests.journeys.test_merge import merged_quickly  # noqa: F401 - a fixture
 from tests.journeys.test_resume import to_the_end
 from tests.zygote import ForkedJobs
+
+pytestmark = pytest.mark.usefixtures("merged_quickly")
 
 RUN = Path("run")
 FOUNDATION, EVOLUTION, REVIEWS = "phase1_foundation", "phase2_evolution", "phase3_pr_mastery"

@@ -111,3 +111,26 @@ def test_samples_of_base_and_phases_continue_the_same_prompts(tiny: Tiny, ran: R
     text = (SAMPLE / "phase1_foundation.jsonl").read_text()
     prompt = next(each for each in found[0]["prompts"] if each["set"] == "foundation")
     assert json.dumps(prompt["text"] + prompt["continues"])[1:-1] in text, "held-out text of the set, word for word"
+
+
+def test_a_control_tells_what_would_have_been_forgotten_anyway(tiny: Tiny, ran: Ran) -> None:
+    """From the same start, as many steps of as many rows at the same rates, on what came before alone."""
+    config = tiny(training={"learning_rate": 0.01})
+    ran(config)
+    assert matrix()["controls"] == {}
+    published = {path: path.read_bytes() for path in sorted(RUN.glob("phase*/best_adapter/*.safetensors"))}
+    assert ran(config, control=True).trained == ()
+    found = matrix()
+    assert list(found["controls"]) == ["evolution", "pr_mastery"]
+    rows = {row["after"]: row["losses"] for row in found["rows"]}
+    for name, control in found["controls"].items():
+        earlier = PHASES[: PHASES.index(name)]
+        assert control["forgetting"] == {each: rows[name][each] - control["losses"][each] for each in earlier}
+        assert control["losses"] != rows[name], "the control of the control: it has read something else"
+        ours, its = (lines(folder / f"phase{PHASES.index(name) + 1}_{name}/logs/train.jsonl") for folder in (RUN, RUN / "control"))
+        assert [line["learning_rate"] for line in its] == [line["learning_rate"] for line in ours]
+        assert its[0]["loss"] != ours[0]["loss"]
+    assert {path: path.read_bytes() for path in published} == published, "the run itself is as it was"
+    before = (RUN / "control/phase2_evolution/best_adapter/source.json").stat().st_mtime_ns
+    ran(config, control=True)
+    assert (RUN / "control/phase2_evolution/best_adapter/source.json").stat().st_mtime_ns == before, "there already"

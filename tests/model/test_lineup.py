@@ -81,6 +81,57 @@ def test_a_phase_is_what_plain_peft_makes_of_its_adapter(name: str, folder: str,
     assert torch.equal(beside, logits(alone))  # type: ignore[arg-type]
 
 
+def stack(run: Path) -> None:
+    """As if foundation had handed over so: its adapter below that of evolution, both active at once."""
+    record = json.loads((run / "run.json").read_text())
+    below, top = (phase["published"]["adapters"] for phase in record["phases"])
+    record["phases"][1]["published"]["adapters"] = [*below, *top]
+    (run / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.requirement("I-01", "L-05")
+def test_of_a_stack_all_are_active_at_once_and_for_the_base_all_are_off(copy: Path) -> None:
+    stack(copy)
+    lineup = lined_up(copy)
+    base, foundation, evolution, base_again = logits_as(lineup, "base", "foundation", "evolution", "base")
+    assert torch.equal(base, logits(fresh(copy / "random_base"))) and torch.equal(base, base_again)
+    alone = PeftModel.from_pretrained(fresh(copy / "random_base"), str(copy / EVOLUTION)).eval()
+    top = logits(alone)  # type: ignore[arg-type]
+    alone.load_adapter(str(copy / FOUNDATION), "below")
+    alone.base_model.set_adapter(["default", "below"])
+    assert torch.equal(evolution, logits(alone))  # type: ignore[arg-type]
+    assert (evolution - top).abs().max() > 0.1 and (evolution - foundation).abs().max() > 0.1, "the control"
+    from phased_cpt.model.reload import load_published
+
+    assert torch.equal(logits(load_published(copy)[0]), evolution)  # type: ignore[arg-type]
+
+
+def test_as_strong_as_is_said_and_then_as_before(copy: Path) -> None:
+    stack(copy)
+    lineup = lined_up(copy)
+    (whole,) = logits_as(lineup, "evolution")
+    with lineup.as_("evolution", 0.0) as model:
+        nothing = logits(model)
+    with lineup.as_("evolution", 0.5) as model:
+        half = logits(model)
+    assert torch.equal(nothing, logits_as(lineup, "base")[0])
+    assert not torch.equal(half, whole) and not torch.equal(half, nothing)
+    assert torch.equal(whole, logits_as(lineup, "evolution")[0])
+
+
+def test_memory_is_given_back_of_what_is_not_asked_for_any_more(copy: Path) -> None:
+    shutil.copytree(copy / "random_base", copy / "merged_model")
+    said: list[str] = []
+    lineup = lined_up(copy, said)
+    lineup.load("evolution")
+    lineup.drop_all_but(["foundation"])
+    first = lineup.load("base")
+    lineup.drop_all_but(["merged"])
+    lineup.load("merged")
+    assert said == [], "never two at once"
+    assert lineup.load("base") is not first and "another model" in said[0]
+
+
 @pytest.mark.requirement("I-01")
 def test_modules_that_an_adapter_has_saved_whole_are_off_for_the_base(run: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -20,7 +21,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 OPTIONS = (
     "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
     "--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update",
-    "--disable-extensions", "--force-device-scale-factor=1",
+    "--disable-extensions", "--disable-breakpad", "--disable-crash-reporter", "--force-device-scale-factor=1",
 )  # fmt: skip
 SECONDS = 60.0  # for any answer: the machine is shared
 
@@ -120,7 +121,8 @@ def running_chromium(path: str) -> Iterator[Chromium]:
         os.close(answers[0])
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # its helpers, which are of its session
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(profile, ignore_errors=True)
 

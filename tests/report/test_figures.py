@@ -11,6 +11,7 @@ from phased_cpt.report.curves import curves, smoothed, thinned, ticks
 from phased_cpt.report.folder import read_folder
 from phased_cpt.report.forgotten import shade
 from phased_cpt.report.logs import LAST_BYTES, WINDOW_BYTES, WINDOWS, last_line, lines_of, number
+from phased_cpt.report.samples import pieces
 from phased_cpt.report.timeline import timeline, worked
 from phased_cpt.report.written import DASH, change, lasted, loss, perplexity, rate, share
 from tests.report.folders import evaluation, folder, phase, record, step
@@ -127,6 +128,25 @@ def test_near_the_best_a_little_is_seen() -> None:
 def test_a_column_that_has_hardly_moved_stays_pale() -> None:
     assert [shade(value, [3.000, 2.999, 3.001]) for value in (3.000, 2.999, 3.001)] == ["", "", ""]
     assert shade(3.0, [3.0]) == ""
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (" b):\n    return", [(" b):\n    return", "")]),
+        ("a\n+\n+\n+\n+\n+\nb", [("a\n+", "the same line, 4 times more"), ("b", "")]),
+        ("a\n\n\n\n\n", [("a", "5 empty lines")]),
+        ("\n" * 9, [("", "10 empty lines")]),
+        ("a\n\n\nb", [("a\n\n\nb", "")]),
+        ("", [("", "nothing")]),
+        (" ", [(" ", "nothing")]),
+    ],
+)
+def test_a_line_that_is_said_for_ever_is_told_once(said: str, expected: list[tuple[str, str]]) -> None:
+    assert list(pieces(said)) == expected
 
 
 # The timeline ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from phased_cpt.errors import PhasedCptError
 from phased_cpt.report import write_report
 from phased_cpt.report.page import PARTS, templates
 from phased_cpt.run_dir import RunDir
-from tests.conftest import Call
+from tests.conftest import REPOSITORY, Call
 from tests.report.folders import DATA, SAMPLES, evaluation, folder, phase, record, step, two_phases
 
 DAMAGED = "cannot be shown"
@@ -123,9 +124,13 @@ def test_a_restart_is_told_with_what_was_other_than_before(tmp_path: Path) -> No
 
 
 def test_replay_shows_its_shares(tmp_path: Path) -> None:
-    data = DATA | {"shares": {"foundation": {"planned": 0.05, "realised": 0.0499}}}
-    run = two_phases(tmp_path, **{"phase2_evolution/data.json": data})
-    assert "of it foundation 5.0% (planned 5.0%)" in Read(page_of(run)).text
+    own = {"source": "new.jsonl", "planned_share": 0.95, "share": 0.9501, "tokens": 760, "epochs": 1.5}
+    old = {"phase": "foundation", "planned_share": 0.05, "share": 0.0499, "tokens": 40, "epochs": 0.25}
+    drawn = {"phase2_evolution/data.json": DATA | {"mixture": [own], "replay": [old]}}
+    text = Read(page_of(two_phases(tmp_path / "replayed", **drawn))).text
+    assert "2 evolution new.jsonl 95.00% 95.01% 760 1.50 2 evolution foundation (replay) 5.00% 4.99% 40 0.25" in text
+    alone = {"phase2_evolution/data.json": DATA | {"mixture": [own], "replay": []}}
+    assert "Where its tokens come from" not in Read(page_of(two_phases(tmp_path / "alone", **alone))).text
 
 
 def test_what_was_handed_over_stands_in_the_lineage(tmp_path: Path) -> None:
@@ -277,10 +282,23 @@ def test_folders_in_place_of_files_and_a_file_in_place_of_a_phase_are_no_reason_
     assert "forgetting.json: cannot be read: Is a directory." in page
 
 
+def test_a_file_system_without_locks_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def holder_of(run_dir: RunDir) -> None:
+        raise PhasedCptError("run.lock: this file system cannot lock files")
+
+    monkeypatch.setattr("phased_cpt.report.folder.holder_of", holder_of)
+    assert "this file system cannot lock files" in page_of(two_phases(tmp_path))
+
+
 def test_without_a_ledger_the_phases_are_read_from_their_folders(tmp_path: Path) -> None:
     run = two_phases(tmp_path)
     run.ledger.unlink()
     assert "1 foundation 3.200 2.900 −0.300" in Read(page_of(run)).text
+
+
+def test_every_part_of_the_page_has_its_template_and_every_template_its_part() -> None:
+    templates = {path.stem for path in (REPOSITORY / "phased_cpt" / "report" / "pages").glob("*.html")}
+    assert templates == {*PARTS, "page", "summary", "damaged"}
 
 
 # The verb -------------------------------------------------------------------------------------------------------------
