@@ -54,6 +54,9 @@ class Rooms:
         return swept(wanted)
 
     def concatenate(self, job: "MergeJob") -> "dict[str, Any]":
+        from phased_cpt.model.quiet import quiet
+
+        quiet()
         from phased_cpt.merge.concatenated import concatenated
 
         return concatenated(job)

@@ -138,8 +138,7 @@ class Run:
                 raise
             verdict, gate = json.loads((self.root / phase.folder / GATE).read_bytes()), phase.phase.gate
             self.ledger.judged(phase, verdict)
-            tried = self.ledger.record.phase(phase.name).replay_by_gate is not None
-            if gate is None or gate.on_fail != "retry_with_replay" or tried:
+            if gate is None or gate.on_fail != "retry_with_replay" or phase.phase.replay is not None:
                 raise
             self.ledger.try_again(phase, gate.replay)
             self.tell(f"{error}\ntrained again with {gate.replay:.1%} of the earlier phases (gate.on_fail)")

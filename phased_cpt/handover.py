@@ -17,7 +17,7 @@ from phased_cpt.errors import PhasedCptError
 from phased_cpt.ledger import PhaseRecord, Weights
 from phased_cpt.merging import job_of_run, merge
 from phased_cpt.plan import Plan
-from phased_cpt.published import weights_digest
+from phased_cpt.published import require_published, weights_digest
 from phased_cpt.run_dir import MERGED_BASE
 
 
@@ -25,6 +25,7 @@ def merged_base(plan: Plan, root: Path, base: Base, phase: PhaseRecord, records:
     """What a phase has published, as whole weights: made now, unless they are there."""
     assert phase.published is not None
     require_base(plan, root, base, phase.published, records)
+    require_published(root, phase.published)
     folder = f"{phase.folder}/{MERGED_BASE}"
     job = job_of_run(plan, root, base, phase, root / folder)
     made = merge(replace(job, dtype=plan.config.model.precision, four_bits=None, held_out=None))

@@ -349,6 +349,8 @@ def _origin(place: str | None, kind: str) -> Origin:
 
 
 def _warnings(phase: PhasePlan) -> Iterator[str]:
+    if phase.phase.gate and phase.phase.gate.on_fail == "retry_with_replay" and phase.phase.replay is not None:
+        yield "gate.on_fail is retry_with_replay, and it replays already: where its gate stays closed, the run stops"
     training, steps, every = phase.settings.training, phase.steps, phase.settings.evaluation.every_steps
     if steps is not None and steps < FEW_STEPS:
         more = "a larger budget" if phase.budget.unit == "steps" else "a smaller batch or a larger budget"

@@ -115,7 +115,7 @@ class Schedule:
 
     def rate(self, done: int, cooling: Cooling | None = None) -> float:
         """The rate of the step that follows `done` steps."""
-        if cooling is not None and done >= cooling.begin:
+        if cooling is not None and done > cooling.begin:
             progress = min(1.0, (done - cooling.begin) / cooling.steps)
             return self.floor + (self.rate(cooling.begin) - self.floor) * (1 - math.sqrt(progress))
         if done < self.warmup_steps:

@@ -157,6 +157,9 @@ FREE = [
     "training.loss",
     "training.deepspeed",
     "evaluation.micro_batch_size",
+    "evaluation.matrix",
+    "evaluation.general",
+    "evaluation.samples",
     "tracking.wandb.enabled",
     "tracking.wandb.project",
     "tracking.wandb.entity",
@@ -179,6 +182,11 @@ FREE = [
     "launch.launcher",
     "launch.retries",
     "phases.description",
+    "phases.gate",
+    "phases.gate.max_forgetting",
+    "phases.gate.min_gain",
+    "phases.gate.on_fail",
+    "phases.gate.replay",
     "phases.sources.path",
     "phases.eval_sources.path",
 ]
@@ -197,6 +205,7 @@ def test_every_key_is_free_or_in_the_recipe(plan: Callable[..., Plan]) -> None:
         if not path.startswith(tuple(f"phases.{section}" for section in ("lora", "data", "training", "evaluation")))
         and path.rpartition(".")[2] not in type(RunConfig()).model_fields
         and path not in ("tracking.wandb", "tracking.tensorboard")
+        and not path.startswith("evaluation.general.")  # of what is never trained
     }
     assert sorted(path for path, kind in classes.items() if kind != "recipe") == sorted(FREE)
     # A phase in which every key decides something.
@@ -218,7 +227,7 @@ def test_every_key_is_free_or_in_the_recipe(plan: Callable[..., Plan]) -> None:
         "run.seed=1", "model.precision=fp32", "lora.dropout=0.1", "data.packing=pad", "training.max_grad_norm=null",
         "phases.evolution.epochs=3", "phases.evolution.max_steps=9", "phases.evolution.training.learning_rate=1e-5",
         "phases.evolution.sources=[{path: b.jsonl, weight: 2}]", "phases.evolution.replay=0.1",
-        "training.gradient_accumulation_steps=7", "launch.num_gpus=3", "phases.evolution.handover=merge",
+        "training.gradient_accumulation_steps=7", "launch.num_gpus=3", "phases.foundation.handover=merge",
     ],
 )  # fmt: skip
 def test_what_moves_the_result_is_in_the_recipe(plan: Callable[..., Plan], override: str) -> None:
@@ -372,8 +381,12 @@ def test_a_plan_warns_of_what_is_allowed_and_yet_odd(plan: Callable[..., Plan]) 
     (drawn,) = plan(CURRICULUM, "lora.init=orthogonal").warnings()
     assert drawn.startswith("foundation: lora.init: in bf16 an orthogonal adapter begins as about 1 % of the weights")
     assert plan(CURRICULUM, "lora.init=orthogonal", "model.precision=fp32").warnings() == []
+    gate = "phases.evolution.gate={min_gain: 0, on_fail: retry_with_replay}"
+    (twice,) = plan(CURRICULUM, gate, "phases.evolution.replay=0.1").warnings()
+    assert twice.startswith("evolution: gate.on_fail is retry_with_replay, and it replays already")
+    assert plan(CURRICULUM, gate).warnings() == []
     # One of them is told in two forms.
-    assert len({*told, long_warmup, random, wide, fast, drawn}) - 1 == inspect.getsource(_warnings).count("yield "), (
+    assert len({*told, long_warmup, random, wide, fast, drawn, twice}) - 1 == inspect.getsource(_warnings).count("yield "), (
         "every warning is told here"
     )
 

@@ -330,9 +330,8 @@ def gates_judge_what_is_measured(config: RunConfig) -> Found:
             yield index, "gate.max_forgetting needs evaluation.matrix: every_phase"
         elif gate.min_gain is not None and not at.data.eval_share and not phase.eval_sources:
             yield index, "gate.min_gain needs held-out documents, and eval_share is 0; raise it, or give eval_sources"
-        elif gate.on_fail == "retry_with_replay" and (not index or phase.replay is not None):
-            what = "has nothing to replay" if not index else "replays already"
-            yield index, f"gate.on_fail: retry_with_replay: {phase.name} {what}; take stop or warn"
+        elif gate.on_fail == "retry_with_replay" and not index:
+            yield index, f"gate.on_fail: retry_with_replay: nothing comes before {phase.name}; take stop or warn"
 
 
 @rule("merge.output_dir")

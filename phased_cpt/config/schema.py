@@ -34,6 +34,8 @@ Real = Annotated[float, BeforeValidator(not_a_boolean)]
 Count = Annotated[int, Field(ge=0), BeforeValidator(whole_number)]
 Natural = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(not_a_boolean)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(not_a_boolean)]
+Nats = Annotated[float, Field(ge=-1000, le=1000), BeforeValidator(not_a_boolean)]
 Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(not_a_boolean)]
 Flag = Annotated[bool, BeforeValidator(not_a_number)]
 Size = Annotated[
@@ -257,10 +259,10 @@ class Evaluation(Section):
 class Gate(Section):
     """What a phase must hold to be published, in nats a token: on its held-out documents and on earlier ones."""
 
-    max_forgetting: Real | None = bookkeeping(
-        None, "Most that the loss of any earlier phase or general set may stand above its best so far.", ge=0
+    max_forgetting: NotNegative | None = bookkeeping(
+        None, "Most that the loss of any earlier phase or general set may stand above its best so far."
     )
-    min_gain: Real | None = bookkeeping(None, "Least by which the phase's own held-out loss must have fallen.")
+    min_gain: Nats | None = bookkeeping(None, "Least by which the phase's own held-out loss must have fallen.")
     on_fail: Literal["stop", "warn", "retry_with_replay"] = bookkeeping(
         "stop", "When it fails: stop the run, publish it all the same, or train it again with replay."
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from phased_cpt.data.cache import Tell
+from phased_cpt.data.chunks import Integers
 from phased_cpt.data.composed import Part, Passes, composed, tokens_in_all, tokens_in_rows
 from phased_cpt.data.index import BlockIndex, Packing, Share, block_index
 from phased_cpt.data.mixing import Scores
@@ -104,7 +105,7 @@ def old_parts(
     return parts
 
 
-def _without(share: Share, held_out: Scores) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _without(share: Share, held_out: Scores) -> Integers:
     return share.documents[~np.isin(np.asarray(share.store.digests)[share.documents], held_out)]
 
 

@@ -74,6 +74,9 @@ def _of_the_weights(plan: Plan, base: Base, run_root: Path) -> Iterator[DiskNeed
     kept = sum(on_the_way) if plan.config.checkpoint.keep_published else max(on_the_way)
     yield DiskNeed("checkpoints", run_root, kept)
     yield DiskNeed("published weights", run_root, sum(sizes.values()) * SINGLE)
+    if any(phase.start.form == "merged" for phase in plan.phases):
+        number = SINGLE if plan.config.model.precision == "fp32" else HALF
+        yield DiskNeed("merged bases", run_root, 2 * model.weights * number)  # one goes when the next is there
     if plan.config.merge.enabled:
         merge = plan.config.merge
         number = (

@@ -96,12 +96,13 @@ class Watch(TrainerCallback):
     def _before_step_0(self) -> None:
         if self.course.main_set is None:
             self.listener.tell(
-                f"{self.course.phase}: it holds nothing out, so it is not measured; its last weights are published"
+                f"{self.course.phase}: no held-out documents, so it is not measured; its last weights are published"
             )
         started = time.monotonic()
         self._evaluate(0)
         seconds = time.monotonic() - started
-        self.listener.tell(f"{self.course.phase}: evaluated before step 0 in {seconds:.1f} s")
+        if self.standing.measured[0]:
+            self.listener.tell(f"{self.course.phase}: evaluated before step 0 in {seconds:.1f} s")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._step_began = time.monotonic()

@@ -41,13 +41,13 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_own_order(problems: Prob
         "run.yaml:5: model.precision: given 'bf61'; allowed: one of bf16, fp16, fp32; did you mean bf16?",
         "run.yaml:6: lora.r: given 0; allowed: a whole number ≥ 1",
         "run.yaml:6: lora.target_modules: given 'all'; allowed: auto or a list of texts",
-        "run.yaml:8: training.lr_scheduler: given 'cosinus'; allowed: one of cosine, linear, constant, wsd; "
+        "run.yaml:8: training.lr_scheduler: given 'cosinus'; allowed: one of cosine, linear, constant, wsd, infinite; "
         "did you mean cosine?",
         "run.yaml:10: training.learning_rate: given twice; first at run.yaml:9",
         "run.yaml:11: data.overlap_tokens: overlap_tokens is 2048 and max_tokens 2048; a window must move on: "
         "overlap_tokens below max_tokens (max_tokens / 16 is usual)",
         "run.yaml:13: phases.foundation.epoch: no such key here; did you mean epochs? (keys here: name, description, "
-        "sources, eval_sources, max_steps, tokens, epochs, handover, replay, lora, data, training, evaluation)",
+        "sources, eval_sources, max_steps, tokens, epochs, handover, gate, replay, lora, data, training, evaluation)",
         "run.yaml:14: phases.1.name: given 'Foundation', but an earlier phase is called 'foundation'; "
         "give it another name",
         "run.yaml:15: phases.Foundation.sources.0.wieght: no such key here; did you mean weight? "

@@ -133,8 +133,33 @@ CASES: dict[str, tuple[str, str, str]] = {
     "continued_adapters_keep_their_shape": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {r: 8, dropout: 0.2}}",
         "run.yaml:4: phases.two.lora: lora.r is 8, but this phase goes on with one's adapter, which has 128; "
-        "take it out, or end one with `handover: merge`",
+        "take it out, or end one with `handover: merge` or `stack`",
         "model: {name: m}\nphases:\n  - {name: one, sources: a, handover: merge}\n  - {name: two, sources: a, lora: {r: 8}}",
+    ),
+    "an_optimizer_is_carried_to_the_same_weights": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n"
+        "  - {name: two, sources: a, training: {optimizer_at_start: carry}}",
+        "run.yaml:4: phases.two.training.optimizer_at_start: optimizer_at_start is carry, and one may publish weights from "
+        "before its end; set evaluation.publish: last there",
+        "model: {name: m}\nevaluation: {publish: last}\nphases:\n  - {name: one, sources: a}\n"
+        "  - {name: two, sources: a, training: {optimizer_at_start: carry}}",
+    ),
+    "general_sets_have_names_of_their_own": (
+        "model: {name: m}\nevaluation: {general: {one: wiki.jsonl}}\nphases: [{name: one, sources: a}]",
+        "run.yaml:2: evaluation.general: one is a phase, whose held-out documents are measured anyway; "
+        "give the set another name",
+        "model: {name: m}\nevaluation: {general: {wiki: wiki.jsonl}}\nphases: [{name: one, sources: a}]",
+    ),
+    "best_is_chosen_by_what_is_measured": (
+        "model: {name: m}\nevaluation: {best_of: {two: 1}}\nphases: [{name: one, sources: a}, {name: two, sources: a}]",
+        "run.yaml:2: evaluation.best_of: best_of names 'two', which is neither this phase nor an earlier one, nor a "
+        "general set; allowed: one",
+        "model: {name: m}\nevaluation: {best_of: {one: 1}}\nphases: [{name: one, sources: a}, {name: two, sources: a}]",
+    ),
+    "gates_judge_what_is_measured": (
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, gate: {on_fail: warn}}",
+        "run.yaml:4: phases.two.gate: gate judges nothing; give max_forgetting, min_gain, or both",
+        "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, gate: {max_forgetting: 0}}",
     ),
     "full_training_starts_from_a_base": (
         "model: {name: m}\nphases:\n  - {name: one, sources: a}\n  - {name: two, sources: a, lora: {enabled: false}}",
@@ -229,6 +254,45 @@ def test_every_key_that_a_rule_compares_exists() -> None:
         (
             "model: {name: m}\nlora: {init: gausian}\nphases: [{name: one, sources: a}]",
             "lora.init: given 'gausian'; allowed: one of default, gaussian, orthogonal; did you mean gaussian?",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a, gate: {max_forgetting: 0.1}}]",
+            "phases.one.gate: gate.max_forgetting: nothing comes before the first phase; give it to a later one",
+        ),
+        (
+            "model: {name: m}\nevaluation: {matrix: end}\nphases: [{name: one, sources: a}, "
+            "{name: two, sources: a, gate: {max_forgetting: 0.1}}]",
+            "phases.two.gate: gate.max_forgetting needs evaluation.matrix: every_phase",
+        ),
+        (
+            "model: {name: m}\ndata: {eval_share: 0}\nphases: [{name: one, sources: a, gate: {min_gain: 0.1}}]",
+            "phases.one.gate: gate.min_gain needs held-out documents, and eval_share is 0; raise it, or give eval_sources",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a, gate: {min_gain: 0, on_fail: retry_with_replay}}]",
+            "phases.one.gate: gate.on_fail: retry_with_replay: nothing comes before one; take stop or warn",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a}, {name: two, sources: a, "
+            "evaluation: {general: {wiki: w}}}]",
+            "phases.two.evaluation.general: general sets are measured after every phase; name them in the run's own "
+            "evaluation",
+        ),
+        (
+            "model: {name: m}\nevaluation: {publish: last}\nphases: [{name: one, sources: a, handover: merge}, "
+            "{name: two, sources: a, training: {optimizer_at_start: carry}}]",
+            "phases.two.training.optimizer_at_start: optimizer_at_start is carry, but two does not go on with the "
+            "weights that one trains; take it out, or end one with `handover: continue`",
+        ),
+        (
+            "model: {name: m}\nevaluation: {publish: last}\nphases: [{name: one, sources: a}, "
+            "{name: two, sources: a, training: {optimizer: adafactor, optimizer_at_start: carry}}]",
+            "phases.two.training.optimizer_at_start: optimizer_at_start is carry, from adamw_torch_fused to adafactor; "
+            "give both phases the same optimizer",
+        ),
+        (
+            "model: {name: m}\nphases: [{name: one, sources: a, training: {optimizer_at_start: carry}}]",
+            "phases.one.training.optimizer_at_start: optimizer_at_start is carry, and nothing comes before one; take it out",
         ),
         (
             "model: {name: m, adapter: old}\nphases: [{name: one, sources: a, lora: {enabled: false}}]",

@@ -33,14 +33,21 @@ from tests.data.conftest import Prepare, lines
 SOURCE = 1000
 
 
-def store(folder: Path, number: int, lengths: Sequence[int]) -> TokenStore:
-    """Documents of these lengths; the digest of one is its number, which no other source has."""
+def store(folder: Path, number: int, lengths: Sequence[int], chats: bool = False) -> TokenStore:
+    """Documents of these lengths; the digest of one is its number, which no other source has.
+
+    In chats every third token is not what the assistant says.
+    """
     place = folder / "tokens" / f"store{number}"
     place.mkdir(parents=True)
     (SOURCE * number + np.arange(sum(lengths)) % SOURCE).astype(np.uint16).tofile(place / "ids.bin")
     np.save(place / "offsets.npy", np.append(0, np.cumsum(lengths)))
     np.save(place / "digests.npy", np.arange(len(lengths), dtype=np.uint64) + np.uint64(SOURCE * number))
-    return TokenStore(f"source{number}", place, {"dtype": "uint16", "documents": len(lengths)}, True, 0.0)
+    facts = {"dtype": "uint16", "documents": len(lengths)}
+    if chats:
+        (np.arange(sum(lengths)) % 3 > 0).tofile(place / "said.bin")
+        facts["said"] = True
+    return TokenStore(f"source{number}", place, facts, True, 0.0)
 
 
 def plans(**phase: Any) -> list[PhasePlan]:
@@ -59,7 +66,7 @@ class Drawing:
         self.held_out = np.array(case["held_out"], np.uint64)
         shape = Shape(case["capacity"], 1, 2, case["train_context"])
         how = Packing(case["packer"], case["overlap"], True, not self.phases[2].settings.data.shuffle, shape)
-        stores = [store(folder, at + 1, lengths) for at, lengths in enumerate(case["lengths"])]
+        stores = [store(folder, at + 1, lengths, at == case["chats"]) for at, lengths in enumerate(case["lengths"])]
         weights = iter(case["weights"])
         shares = [
             Share(each, np.arange(each.facts["documents"]), next(weights), ("seed", at))
@@ -90,7 +97,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     capacity = draw(st.integers(4, 24))
     several = draw(st.booleans())
     documents = st.lists(st.integers(2, 60), min_size=3, max_size=12)
-    budget = draw(st.sampled_from([{"tokens": 900}, {"max_steps": 12}, {"epochs": 2.5}, {"tokens": 2777}]))
+    budget: dict[str, float] = draw(
+        st.sampled_from([{"tokens": 900}, {"max_steps": 12}, {"epochs": 2.5}, {"tokens": 2777}])
+    )
     replay = draw(st.sampled_from([0.05, 0.25, 0.9, {"a": 0.1}, {"a": 0.2, "b": 0.3}, {"b": 0.5}, None]))
     data = {"shuffle": draw(st.booleans()), "temperature": draw(st.sampled_from([1.0, 2.0, 0.5]))}
     return {
@@ -98,6 +107,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "overlap": draw(st.integers(0, capacity - 1)),
         "packer": draw(st.sampled_from(sorted(PACKERS))),
         "train_context": draw(st.booleans()),
+        "chats": draw(st.sampled_from([None, 1, 3])),
         "lengths": [draw(documents) for _ in range(5 if several else 4)],
         "weights": [draw(st.sampled_from([1.0, 0.5, 2.5])) for _ in range(5)],
         "held_out": draw(st.lists(st.sampled_from([1000, 1001, 2000, 3000]), max_size=4)),
@@ -145,7 +155,7 @@ def test_what_is_planned_is_what_is_counted_and_what_a_loop_over_the_rows_sees(c
 
 
 CASE: dict[str, Any] = {
-    "capacity": 8, "overlap": 0, "packer": "best_fit", "train_context": False, "held_out": [],
+    "capacity": 8, "overlap": 0, "packer": "best_fit", "train_context": False, "held_out": [], "chats": None,
     "lengths": [[9] * 20, [5] * 20, [8] * 40, [8] * 90], "weights": [1.0] * 5,
 }  # fmt: skip
 

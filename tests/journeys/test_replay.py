@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.conftest import SAMPLE
 from tests.journeys.conftest import Ran, Tiny, lines, planned
 from tests.journeys.runs import all_of
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "steps": {"max_steps": 4},
     "tokens and a temperature": {"tokens": 3000, "data": {"temperature": 2}},
 }

@@ -1,5 +1,6 @@
 """What happens around the steps of a phase, with its losses written on the page."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from phased_cpt.errors import Diverged
 from phased_cpt.evals.heldout import Measured
-from phased_cpt.schedule import Schedule
+from phased_cpt.schedule import Cooling, Schedule
 from phased_cpt.stopping import Wish
 from phased_cpt.train.standing import Standing
 from phased_cpt.train.watch import MOST_SKIPPED, Course, Watch
@@ -111,6 +112,56 @@ def test_a_phase_stops_where_its_loss_has_not_fallen_for_so_many_evaluations(
     assert phase.kept == kept
     assert phase.standing.stopped_early == (end < 6)
     assert any("stopped at step" in message for message in phase.heard.told) == (end < 6)
+
+
+LONG = {"steps": 100, "evaluated_at": frozenset(range(5, 101, 5)), "cooldown_ratio": 0.1}
+WORSE = [5.0, 4.0, 3.0, 3.5, 3.4]  # before it, and at steps 5 to 20
+
+
+@pytest.mark.requirement("T-09")
+def test_out_of_patience_a_phase_cools_down_is_measured_and_stops() -> None:
+    """Patience is out at step 20; ten steps later it ends, with the best weights of all, which came on the way."""
+    phase = Phase([*WORSE, 2.5, 2.6], patience=2, **LONG)  # type: ignore[arg-type]
+    assert phase.go() == 30
+    assert phase.kept == [5, 10, 25]
+    assert (phase.standing.stopped_early, phase.standing.cooling) == (True, Cooling(20, 10))
+    assert phase.heard.evaluations[-1]["step"] == 30
+    assert phase.heard.told[-2:] == [
+        "evolution: 2 evaluations without a loss below 3.0000 (step 10); the learning rate falls from 0.001 to 0, "
+        "and it stops at step 30",
+        "evolution: stopped at step 30, its learning rate cooled down",
+    ]
+    assert phase.heard.lines[24]["progress_pct"] == pytest.approx(83.33), "of the thirty that are left to it"
+    at_once = Phase(WORSE, patience=2, **LONG | {"cooldown_ratio": 0.0})  # type: ignore[arg-type]
+    assert (at_once.go(), at_once.standing.cooling) == (20, None), "the control"
+
+
+def test_a_phase_is_measured_at_the_end_of_its_cool_down_whenever_that_is() -> None:
+    phase = Phase([*WORSE[:3], 3.5, 3.1, 3.2, 3.3], patience=1, **LONG | {"cooldown_ratio": 0.8})  # type: ignore[arg-type]
+    assert phase.go() == 27, "15 and 12 more"
+    assert [line["step"] for line in phase.heard.evaluations] == [0, 5, 10, 15, 20, 25, 27]
+
+
+def test_steps_that_overflow_do_not_cool_anything_down() -> None:
+    phase = Phase([*WORSE, 3.5, 3.5, 3.5], patience=2, skips=frozenset({3, 22, 24}), **LONG)  # type: ignore[arg-type]
+    assert (phase.go(), phase.standing.cooling) == (32, Cooling(19, 10)), "19 were taken, and ten more"
+
+
+def test_where_the_rate_is_low_already_a_phase_stops_at_once() -> None:
+    low = Schedule("linear", 1e-3, 21)
+    phase = Phase(WORSE, patience=2, schedule=low, **LONG | {"steps": 21})  # type: ignore[arg-type]
+    assert (phase.go(), phase.standing.cooling) == (20, None)
+
+
+def test_a_phase_goes_on_in_its_cool_down_and_never_begins_another() -> None:
+    begun = Phase(WORSE, patience=2, wishes={20: Wish.STOP}, **LONG)  # type: ignore[arg-type]
+    assert (begun.go(), begun.saved) == (20, [20])
+    there = Standing.parse(begun.standing.text())
+    assert there == begun.standing and there.cooling == Cooling(20, 10)
+    phase = Phase([3.6, 3.7], patience=2, standing=there, **LONG)  # type: ignore[arg-type]
+    assert (phase.go(), phase.standing.cooling) == (30, Cooling(20, 10))
+    older = {key: value for key, value in json.loads(begun.standing.text()).items() if key != "cooling"}
+    assert Standing.parse(json.dumps(older)).cooling is None, "of a version that knew of none"
 
 
 def test_what_a_phase_begins_with_is_measured_and_is_not_its_best() -> None:
