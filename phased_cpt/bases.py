@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from phased_cpt.config.schema import Lora
+from phased_cpt.config.values import CHANGE_THE_BASE
 from phased_cpt.data.cache import sha256_of
 from phased_cpt.data.files import is_hub_id
 from phased_cpt.errors import InputError, PhasedCptError
@@ -222,6 +223,10 @@ def _require_adapter(folder: Path, plan: Plan) -> None:
     _require_weights(folder, f"model.adapter: {folder}")
     if has.get("peft_type") != "LORA":
         raise InputError(f"model.adapter: {folder} is a {has.get('peft_type')} adapter; LoRA is needed")
+    began = str(has.get("init_lora_weights", True)).lower()
+    if began.startswith(CHANGE_THE_BASE):
+        mend = "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it"
+        raise InputError(f"model.adapter: {folder} was begun as {began}, which changes the base, too; {mend}")
     phase = plan.phases[0]
     lora: Lora = phase.settings.lora
     pairs: dict[str, tuple[Any, Any]] = {

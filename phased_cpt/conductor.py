@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phased_cpt.bases import find_base
+from phased_cpt.blend import require_there
 from phased_cpt.conducting import Run, TriedAgain
 from phased_cpt.config import Loaded, RunConfig, from_objects, load
 from phased_cpt.config.allowed import nearest
@@ -175,6 +176,8 @@ def _merge_last(run: Run) -> None:
     """The plain model, once all phases are done: there already, or made now."""
     run.stop.require_on()
     last = run.ledger.record.phases[-1]
+    assert last.published is not None  # the run is finished
+    require_there(run.plan, run.root, run.base, last.published, run.ledger.record.phases, run.tell)
     job = job_of_run(run.plan, run.root, run.base, last)
     merged = merge(job)
     if merged.now:

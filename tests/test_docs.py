@@ -15,9 +15,12 @@ PAGES = [
     "docs/decisions/README.md",
     "dataset/README.md",
     "docs/chat.md",
+    "docs/data-mixing.md",
     "docs/evaluate.md",
+    "docs/forgetting.md",
     "docs/merge.md",
     "docs/preflight.md",
+    "docs/report.md",
     "docs/serving.md",
 ]
 

@@ -70,6 +70,7 @@ def one_or_many(given: Any) -> Any:
     return [given] if isinstance(given, str | dict) else given
 
 
+# These change the base when they begin, and the adapter alone is only what came after.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 

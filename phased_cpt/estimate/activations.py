@@ -71,7 +71,8 @@ def _adapters(model: Architecture, recipe: Recipe) -> float:
         copies = sum(each.wide for each in found) * (recipe.number + dropped)
     else:  # what several linears are given is kept once
         copies = sum({_GIVEN.get(each.name, each.name): each.wide for each in found}.values()) * recipe.number
-    return copies + recipe.number * recipe.lora_r * len(found)
+    lengths = 2 * sum(each.high for each in found) if recipe.dora else 0  # what they scale: of the base, and of B·A
+    return copies + recipe.number * (recipe.lora_r * len(found) + lengths)
 
 
 # Linears that are given the same.

@@ -97,9 +97,10 @@ class Architecture:
         names = {target.rpartition(".")[2] for target in targets}
         return tuple(each for each in self.linears if each.name in names)
 
-    def adapter(self, r: int, targets: Collection[str]) -> int:
-        """The weights of an adapter: a linear in → out gets in → r → out."""
-        return self.layers * sum(r * (each.wide + each.high) for each in self.adapted(targets))
+    def adapter(self, r: int, targets: Collection[str], *, dora: bool = False) -> int:
+        """The weights of an adapter: a linear in → out gets in → r → out, and of DoRA a number for each row."""
+        found = self.adapted(targets)
+        return self.layers * sum(r * (each.wide + each.high) + each.high * dora for each in found)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

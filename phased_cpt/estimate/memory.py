@@ -80,7 +80,7 @@ def _sum(*several: Parts) -> Parts:
 
 def trained(model: Architecture, recipe: Recipe) -> int:
     """How many weights learn."""
-    return model.weights if recipe.lora_r is None else model.adapter(recipe.lora_r, recipe.targets)
+    return model.weights if recipe.lora_r is None else model.adapter(recipe.lora_r, recipe.targets, dora=recipe.dora)
 
 
 def weights_whole(model: Architecture, recipe: Recipe) -> int:
@@ -179,6 +179,7 @@ def _layer(model: Architecture, recipe: Recipe) -> Held:
     before = _gradients(model, recipe) if recipe.accumulates or recipe.shards_weights else 0
     kept, one = activations.kept_inputs(model, recipe), activations.of_one_layer(model, recipe)
     held = {"activations": kept, "one layer": one, "dequantised": _dequantised(model, recipe)}
+    held |= {"DoRA": _dora(model, recipe)} if recipe.dora else {}
     return _pass(model, recipe, before, **held)
 
 
@@ -192,6 +193,17 @@ def _end(model: Architecture, recipe: Recipe) -> Held:
 def _dequantised(model: Architecture, recipe: Recipe) -> int:
     """One linear of 4 bits at a time."""
     return max(each.weights for each in model.linears) * recipe.number if recipe.four_bits else 0
+
+
+def _dora(model: Architecture, recipe: Recipe) -> int:
+    """B·A, its scaled copy, their sum with the weight and an identity, of one linear at a time, to know its lengths.
+
+    Behind dropout the weight is multiplied with once more: of 4 bits, what was made of a layer for that is kept.
+    """
+    found = model.adapted(recipe.targets)
+    at_once = max((3 * each.weights + each.wide**2 for each in found), default=0)
+    kept = sum(each.weights for each in found) if recipe.four_bits and recipe.dropout else 0
+    return (at_once + kept) * recipe.number
 
 
 def _step(model: Architecture, recipe: Recipe) -> Held:

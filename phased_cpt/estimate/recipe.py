@@ -45,6 +45,7 @@ class Recipe:
     evaluated_rows: int
     converted: bool  # the files hold another number format than the one that is trained in
     on_gpu: bool
+    dora: bool = False
 
     @property
     def accumulates(self) -> bool:
@@ -114,6 +115,7 @@ def recipe_of(
         evaluated_rows=phase.settings.evaluation.micro_batch_size,
         converted=_is_converted(config, phase),
         on_gpu=on_gpu,
+        dora=lora.enabled and lora.use_dora,
     )
 
 

@@ -1,6 +1,7 @@
 """What would make a phase fit: other settings, the least painful first, each tried as if it had been typed."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -122,7 +123,7 @@ def _lower_rank(phase: PhasePlan, recipe: Recipe) -> Iterator[Settings]:
     """At the same scale; of an adapter that was given the rank is what it is."""
     rank, lora = (recipe.lora_r or 0) // 2, phase.settings.lora
     while rank >= LOWEST_RANK and phase.model.adapter is None:
-        alpha = lora.alpha * rank / lora.r
+        alpha = lora.alpha * (math.sqrt(rank / lora.r) if lora.use_rslora else rank / lora.r)
         yield {"lora.r": rank, "lora.alpha": int(alpha) if alpha % 1 == 0 else alpha}
         rank //= 2
 

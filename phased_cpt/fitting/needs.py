@@ -87,7 +87,9 @@ def _of_the_weights(plan: Plan, base: Base, run_root: Path) -> Iterator[DiskNeed
 
 def _learns(phase: PhasePlan, model: Architecture) -> int:
     lora = phase.settings.lora
-    return model.adapter(lora.r, lora.target_modules) if lora.enabled else model.weights
+    if not lora.enabled:
+        return model.weights
+    return model.adapter(lora.r, lora.target_modules, dora=lora.use_dora)
 
 
 def _checkpoints(phase: PhasePlan, plan: Plan) -> int:

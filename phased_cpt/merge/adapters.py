@@ -19,12 +19,11 @@ from peft.utils.transformers_weight_conversion import convert_peft_adapter_state
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from phased_cpt.config.values import CHANGE_THE_BASE
 from phased_cpt.errors import InputError
 from phased_cpt.merge.numbers import Base, Read
 from phased_cpt.merge.stored import Folder
 
-# These change the base when they begin, and the adapter alone is only what came after.
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # What only exists while text is made, or is made elsewhere.
 UNMERGEABLE = ("alora_invocation_tokens", "arrow_config", "layer_replication", "megatron_config", "use_qalora")
 
@@ -261,7 +260,7 @@ def _config(folder: Path) -> LoraConfig:
     if set_ := [name for name in UNMERGEABLE if getattr(config, name, None)]:
         raise InputError(f"{folder}: an adapter with {set_[0]} cannot be merged: it does not change weights alone")
     began = str(config.init_lora_weights).lower()
-    if began.startswith(CHANGES_THE_BASE):
+    if began.startswith(CHANGE_THE_BASE):
         mend = "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it"
         raise InputError(f"{folder}: begun with init_lora_weights={began}, which changes the base, too; {mend}")
     config.init_lora_weights = True  # nothing is drawn here

@@ -11,6 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from phased_cpt.config import Lora
 from phased_cpt.errors import InputError
@@ -41,6 +42,7 @@ def adapt(model: PreTrainedModel, adapter: Path | None, lora: Lora, seed: int) -
         init_lora_weights=True if lora.init == "default" else lora.init,
         task_type="CAUSAL_LM",
     )
+    _require_lengths(model, lora)
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=FP32_ADAPTER)
     except ValueError as error:
@@ -96,6 +98,13 @@ def described(model: nn.Module) -> str:
     scales = dict.fromkeys((min(found), max(found)))
     kind = ("rs" if config.use_rslora else "") + ("DoRA" if config.use_dora else "LoRA")
     return f"{kind} of rank {config.r}, scaled by {' to '.join(f'{scale:.4g}' for scale in scales)}"
+
+
+def _require_lengths(model: PreTrainedModel, lora: Lora) -> None:
+    """On a CPU, PEFT puts a new tensor in the place of a 4-bit weight whenever DoRA reads it: ZeRO-3 knows none of it."""
+    four_bits = getattr(model, "is_loaded_in_4bit", False)
+    if lora.use_dora and four_bits and is_deepspeed_zero3_enabled() and not torch.cuda.is_available():
+        raise InputError("lora.use_dora: on 4-bit weights under ZeRO-3 it needs a GPU; take training.deepspeed: zero2")
 
 
 def _whole(alpha: float) -> int:

@@ -191,7 +191,7 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
             if value != inherited and origin.kind != "default":
                 change = f"{section}.{key} {words(value)} (the run: {words(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
-        own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "eval_sources"})
+        own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "gate", "eval_sources"})
         for key, value in own.items():
             listed = words([_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value)
             grid.add_row(Text(phase.name, style="bold cyan"), f"{key} {listed}")

@@ -68,7 +68,7 @@ class PublishedRow:
     def judge(self, before: Measured | None, own: Measured | None) -> None:
         """Whether the gate of the phase lets these weights pass. Every rank comes to the same end."""
         gate = self.phase.phase.gate
-        if gate is None:
+        if gate is None or self.job.smoke:  # which teaches nothing
             return
         found = {name: _number(each) for name, each in self.losses.items()}
         so_far = self.job.measure.best_so_far

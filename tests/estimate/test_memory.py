@@ -183,3 +183,13 @@ def test_what_is_said_in_two_places_is_the_same() -> None:
     assert recipe.LONG_ROWS == base.LONG_ROWS
     assert memory.AT_ONCE == masters.AT_ONCE
     assert (torch.bfloat16.itemsize, torch.float32.itemsize) == (HALF, SINGLE)
+
+
+def test_dora_learns_a_number_for_each_row_and_needs_room_to_know_their_lengths() -> None:
+    """Llama 3.1 8B: q and o 4096, k and v 1024, gate and up 14336, down 4096 rows in each of 32 layers."""
+    rows = 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+    plain, dora = (LLAMA_8B.adapter(16, "auto", dora=each) for each in (False, True))
+    assert dora - plain == rows
+    lora, found = (estimate(LLAMA_8B, replace(ADAPTER, dora=each))[0] for each in (False, True))
+    assert found.moments["layer"] - lora.moments["layer"] > 2 * (3 * 4096 * 14336 + 14336**2)
+    assert found.moments["engine"] - lora.moments["engine"] > 0

@@ -126,6 +126,14 @@ def kept_half(run: str, out: str) -> dict[str, Any]:
     return {"losses": lines, "half": _of_folder(Path(run), Path(out)), "off": off[0.5], "off a quarter": off[0.25]}
 
 
+def swept_as_trained(run: str) -> list[dict[str, Any]]:
+    from phased_cpt.evaluate.sweep import swept
+    from phased_cpt.wanted import ModelsWanted, SweepWanted
+
+    facts = swept(SweepWanted(ModelsWanted(Path(run), device="cpu"), strengths=(0.5,)))
+    return [line["losses"] for line in facts["strengths"]]
+
+
 # Here -------------------------------------------------------------------------------------------------------------------
 
 
@@ -304,3 +312,17 @@ def test_a_soup_reaches_through_merges_and_is_refused_where_every_weight_was_tra
     chained("merge, every weight")
     answer = call("soup", "--run-dir", "run", "--weight", "pr_mastery=1", "--out", "none")
     assert answer.code == 2 and "below it lies phase2_evolution/best_model" in answer.err and not Path("none").exists()
+
+
+@pytest.mark.requirement("E-04")
+def test_a_qlora_chain_is_swept_in_4_bits_and_its_ends_are_those_of_training(
+    chained: Chained, zygote: Zygote, tmp_path: Path
+) -> None:
+    """What lies between them stands on the first base, quantised once; that is said."""
+    run = chained("merge, merge", **QLORA)
+    base, half, published = zygote.call(f"{HERE}:swept_as_trained", str(run), folder=tmp_path)
+    for name, each in rows(run)["pr_mastery"].items():
+        assert published[name] == pytest.approx(each["eval_loss"], rel=1e-3)
+        assert base[name] == pytest.approx(rows(run)["base"][name]["eval_loss"], rel=1e-3)
+    assert len({round(each["foundation"], 2) for each in (base, half, published)}) == 3, "the control"
+    assert "earlier phases were merged and rounded on the way" in (tmp_path / "rank0.log").read_text()

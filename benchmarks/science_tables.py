@@ -1,0 +1,113 @@
+"""The tables of science.py: means over the seeds, with what t says of them at 95 %; differences are taken seed by seed."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+Facts = dict[str, Any]  # forgetting.json of a run, and its tokens
+Runs = Sequence[Facts]  # one for each seed
+# Of so many values: half the width of the interval, in standard errors.
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    mean = f"{fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {T_95[len(values)] * stdev(values) / math.sqrt(len(values)):.{digits}f}"
+
+
+def seed_by_seed(runs: Sequence[Any], value: Callable[[Any], float]) -> list[float]:
+    return [value(each) for each in runs]
+
+
+def less(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """What the runs of a seed have in common falls out."""
+    return [here - there for here, there in zip(one, other, strict=True)]
+
+
+def loss(row: int, name: str) -> Callable[[Facts], float]:
+    return lambda facts: float(facts["rows"][row]["losses"][name])
+
+
+def mean_loss(row: int, names: Sequence[str]) -> Callable[[Facts], float]:
+    return lambda facts: fmean(loss(row, name)(facts) for name in names)
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# 1 --------------------------------------------------------------------------------------------------------------------
+
+
+def replay_table(found: Mapping[str, Mapping[float, Runs]], home: str, new: str) -> str:
+    """By what was trained, and by share; the runs without replay have the control of all."""
+    lines, notes = [], []
+    for kind, by_share in found.items():
+        nothing = by_share[0.0]
+        base, control = seed_by_seed(nothing, loss(1, home)), [run["controls"][new]["losses"][home] for run in nothing]
+        old = {share: seed_by_seed(runs, loss(-1, home)) for share, runs in by_share.items()}
+        ends = {share: seed_by_seed(runs, loss(-1, new)) for share, runs in by_share.items()}
+        for share, runs in by_share.items():
+            gain = less(seed_by_seed(runs, loss(1, new)), ends[share])
+            cost = interval(less(ends[share], ends[0.0])) if share else ""
+            forgotten = [interval(less(old[share], other)) for other in (base, control)]
+            tokens = f"{fmean(run['tokens'][1] for run in runs):,.0f}"
+            lines.append([kind, f"{share:.0%}", *forgotten, interval(gain), cost, tokens])
+        pairs = [*itertools.pairwise(by_share), (min(by_share), max(by_share))]
+        told = [f"f({one:.0%}) − f({other:.0%}) = {interval(less(old[one], old[other]))}" for one, other in pairs]
+        notes.append(f"{kind}: {'; '.join(told)}; the control less the base {interval(less(control, base))}.\n")
+    heads = ["trained", "replay", "forgetting, against the base", "… the control", "gain on the new", "cost", "tokens"]
+    return "\n".join([table(heads, lines), *notes])
+
+
+# 2 --------------------------------------------------------------------------------------------------------------------
+
+
+def handover_table(found: Mapping[str, Runs], names: Sequence[str], home: str) -> str:
+    """The first policy is what the others are held against; one without a row for each phase has trained them at once."""
+    lines, first = [], seed_by_seed(next(iter(found.values())), mean_loss(-1, names))
+    for at, (policy, runs) in enumerate(found.items()):
+        in_turn = len(runs[0]["rows"]) > len(names)
+        means = seed_by_seed(runs, mean_loss(-1, names))
+        lines.append(
+            [
+                policy,
+                interval(seed_by_seed(runs, _gain(names))) if in_turn else "",
+                interval([run["measures"]["mean"]["forgetting"] for run in runs]) if in_turn else "",
+                *(interval(seed_by_seed(runs, loss(-1, name)), 2) for name in names),
+                interval(means),
+                interval(less(means, first)) if at else "",
+                interval(less(seed_by_seed(runs, loss(-1, home)), seed_by_seed(runs, loss(0, home)))),
+                f"{fmean(sum(run['tokens']) for run in runs):,.0f}",
+            ]
+        )
+    heads = ["handover", "gain of a phase", "forgetting", *names, "their mean", f"… less that of {next(iter(found))}"]
+    return table([*heads, f"drift of {home}", "tokens"], lines)
+
+
+def _gain(names: Sequence[str]) -> Callable[[Facts], float]:
+    """Of each phase on its own set, from the base to where the phase has ended."""
+    return lambda run: fmean(loss(0, name)(run) - loss(at, name)(run) for at, name in enumerate(names, 1))
+
+
+# 3 --------------------------------------------------------------------------------------------------------------------
+
+
+def sweep_table(found: Mapping[str, Sequence[Sequence[Facts]]], home: str, new: str) -> str:
+    """By what was trained: the lines of `sweep-lambda`, of each seed."""
+    lines = []
+    for kind, sweeps in found.items():
+        means = [[fmean((line["losses"][home], line["losses"][new])) for line in lines] for lines in sweeps]
+        best = [min(range(len(each)), key=lambda at, each=each: (each[at], -at)) for each in means]
+        for at, strength in enumerate(line["lambda"] for line in sweeps[0]):
+            columns = [[lines[at]["losses"][name] for lines in sweeps] for name in (home, new)]
+            mean, whole = [each[at] for each in means], [each[-1] for each in means]
+            against = interval(less(mean, whole)) if strength != 1 else ""
+            chosen = f"{best.count(at)} of {len(best)}" if at in best else ""
+            lines.append([kind, f"{strength:g}", *map(interval, columns), interval(mean), against, chosen])
+    return table(["trained", "λ", home, new, "mean of both", "… less that at λ = 1", "lowest"], lines)
