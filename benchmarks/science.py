@@ -7,8 +7,8 @@ random ─ home, every weight ─┬─ north, with 0, 5, 25 % of home ── co
                              ├─ north ─ east ─ south, by each handover; all three at once   2 handover
                              └─ home + λ · what north has changed                           3 λ-sweep
 
-A seed draws the first weights, the adapters and the order of the rows; texts and held-out documents, which are files of
-their own, stay. Two runs at a time, of one rank each, forked from a process that has imported everything (tests/zygote).
+A seed draws the first weights, the adapters and the order of the rows; texts stay, and held-out documents, which are
+files of their own. Two runs at a time, of one rank each, forked from a process that has imported all (tests/zygote).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -255,17 +255,18 @@ def timed(task: Task, seed: int) -> tuple[Any, float]:
 
 
 def all_of(seeds: Sequence[int], folder: Path) -> Found:
+    """Each of the three lists needs what the one before has left."""
     found: dict[tuple[str, ...], list[Any]] = {}
-    began, done = time.monotonic(), 0
+    began, done, of = time.monotonic(), 0, len(seeds) * len([*BASES, *FIRSTS, *REPLAYS, *LAST])
     with ProcessPoolExecutor(LANES, get_context("spawn"), open_lane, (str(folder),)) as lanes:
         for tasks in (BASES, [*FIRSTS, *REPLAYS], LAST):
-            under_way = [(task, seed, lanes.submit(timed, task, seed)) for task in tasks for seed in seeds]
-            for task, seed, result in under_way:
-                facts, seconds = result.result()
-                found.setdefault(task.key, []).append(facts)
-                done += 1
-                of, name = len(seeds) * len([*BASES, *REPLAYS, *FIRSTS, *LAST]), ", ".join(task.key)
+            under_way = {lanes.submit(timed, task, seed): (task.key, seed) for task in tasks for seed in seeds}
+            for each in as_completed(under_way):
+                (key, seed), (_, seconds), done = under_way[each], each.result(), done + 1
+                name = ", ".join(key)
                 tell(f"{time.monotonic() - began:5.0f} s  {done}/{of}  {name}, seed {seed}: {seconds:.1f} s")
+            for each, (key, _) in under_way.items():
+                found.setdefault(key, []).append(each.result()[0])
     return Found(seeds, found)
 
 
@@ -284,10 +285,8 @@ def told(found: Found, folder: Path, seconds: float) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {versions}; {seconds:.0f} s; ", end="")
     print(f"seeds {', '.join(map(str, found.seeds))}; texts sha256 {hashlib.sha256(texts).hexdigest()[:12]}\n")
     base = found.of("base")
-    random, home, new = (seed_by_seed(base, loss(*cell)) for cell in ((0, HOME), (1, HOME), (1, NEW)))
-    print(
-        f"{HOME}: {interval(random)} with random weights, {interval(home)} once it is learnt; {NEW} then {interval(new)}\n"
-    )
+    random, home, new = (interval(seed_by_seed(base, loss(*cell))) for cell in ((0, HOME), (1, HOME), (1, NEW)))
+    print(f"{HOME}: {random} with random weights, {home} once it is learnt; {NEW} then {new}\n")
     replays = {kind: {share: found.of("replay", kind, str(share)) for share in SHARES} for kind in (WHOLE, LORA)}
     print(replay_table(replays, HOME, NEW))
     policies = {name: found.of("handover", name) for name in (*HANDOVERS, AT_ONCE)}

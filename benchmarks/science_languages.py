@@ -31,12 +31,12 @@ class Grammar:
     object_ending: str
 
 
-# The same three endings everywhere: what is new is what they mean, and not that they are there.
+# The same endings everywhere: what is new is what they mean, and not that they are there.
 LANGUAGES = {
     "home": Grammar("SVO", True, plural="-ta", agreeing="-sh", object_ending="-n"),
-    "north": Grammar("SOV", False, plural="-sh", agreeing="-n", object_ending="-ta"),
-    "east": Grammar("VSO", True, plural="-n", agreeing="-ta", object_ending="-sh"),
-    "south": Grammar("OVS", False, plural="-ta", agreeing="-n", object_ending="-sh"),
+    "north": Grammar("SVO", False, plural="-sh", agreeing="-n", object_ending="-ta"),
+    "east": Grammar("SVO", True, plural="-n", agreeing="-ta", object_ending="-sh"),
+    "south": Grammar("SVO", False, plural="-ta", agreeing="-n", object_ending="-sh"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of science.py: means over the seeds, with what t says of them at 95 %; differences are taken seed by seed."""
+"""The tables of science.py: means over the seeds, and what t says of them at 95 %; differences are seed by seed."""
 
 import itertools
 import math
@@ -69,7 +69,7 @@ def replay_table(found: Mapping[str, Mapping[float, Runs]], home: str, new: str)
 
 
 def handover_table(found: Mapping[str, Runs], names: Sequence[str], home: str) -> str:
-    """The first policy is what the others are held against; one without a row for each phase has trained them at once."""
+    """The first is what the others are held against; one without a row for each phase has trained them at once."""
     lines, first = [], seed_by_seed(next(iter(found.values())), mean_loss(-1, names))
     for at, (policy, runs) in enumerate(found.items()):
         in_turn = len(runs[0]["rows"]) > len(names)
@@ -102,10 +102,10 @@ def sweep_table(found: Mapping[str, Sequence[Sequence[Facts]]], home: str, new: 
     """By what was trained: the lines of `sweep-lambda`, of each seed."""
     lines = []
     for kind, sweeps in found.items():
-        means = [[fmean((line["losses"][home], line["losses"][new])) for line in lines] for lines in sweeps]
+        means = [[fmean((line["losses"][home], line["losses"][new])) for line in one] for one in sweeps]
         best = [min(range(len(each)), key=lambda at, each=each: (each[at], -at)) for each in means]
         for at, strength in enumerate(line["lambda"] for line in sweeps[0]):
-            columns = [[lines[at]["losses"][name] for lines in sweeps] for name in (home, new)]
+            columns = [[one[at]["losses"][name] for one in sweeps] for name in (home, new)]
             mean, whole = [each[at] for each in means], [each[-1] for each in means]
             against = interval(less(mean, whole)) if strength != 1 else ""
             chosen = f"{best.count(at)} of {len(best)}" if at in best else ""

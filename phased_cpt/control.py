@@ -45,7 +45,9 @@ def _control(run: Run, phase: PhasePlan, start: Weights, watcher: Watcher) -> No
     with run_lock(run_dir) as signature:
         require_no_ranks(run_dir)
         job = _job(old, phase, start, run_dir, signature)
-        run.tell(f"control of {phase.name}: {job.phase_plan().steps} steps on the phases before it, from the same start")
+        run.tell(
+            f"control of {phase.name}: {job.phase_plan().steps} steps on the phases before it, from the same start"
+        )
         job.write()
         run.door.train(job, run.stop)
     if control_of(run.root, run.ledger.record.phase(phase.name)) is None:

@@ -158,7 +158,7 @@ class PhasePlan:
 
     def _idle(self) -> set[str]:
         """Keys that decide nothing here, because another one rules or stands for them."""
-        training, evaluation = self.settings.training, self.settings.evaluation
+        evaluation = self.settings.evaluation
         idle = {"training.global_batch_size", "training.gradient_accumulation_steps", *self._idle_of_the_rate()}
         idle |= {"evaluation.cooldown_ratio"} if evaluation.patience is None else set()
         idle |= {"data.temperature"} if self.settings.data.temperature == 1 else set()

@@ -154,7 +154,9 @@ def test_an_adapter_that_cannot_be_continued_is_refused() -> None:
     written("dora", {"adapter_config.json": LORA | {"use_dora": True}}, weights="adapter_model.safetensors")
     assert "lora.use_dora is False" in refused({"use_dora": False}, name="m", adapter="dora")
     assert base({"use_dora": True, "r": 4}, name="m", adapter="dora").adapter, "the control"
-    written("pissa", {"adapter_config.json": LORA | {"init_lora_weights": "pissa"}}, weights="adapter_model.safetensors")
+    written(
+        "pissa", {"adapter_config.json": LORA | {"init_lora_weights": "pissa"}}, weights="adapter_model.safetensors"
+    )
     assert "begun as pissa, which changes the base, too" in refused(name="m", adapter="pissa")
     assert base({"r": 4, "alpha": 8, "dropout": 0.3}, name="m", adapter="lora").adapter == str(Path("lora").resolve())
 

@@ -300,7 +300,7 @@ def test_a_phase_behind_infinite_changes_how_the_one_before_ended(plan: Callable
     assert {key for key in alone if alone[key] != followed.get(key)} == {
         "training.anneals", "training.decay_ratio", "training.min_lr_ratio",
     }  # fmt: skip
-    other = INFINITE.replace("max_steps: 100}\n      - {name: c", "max_steps: 100}\n      - {training: {lr_scheduler: wsd}, name: c")
+    other = INFINITE.replace("{name: c,", "{training: {lr_scheduler: wsd}, name: c,")
     assert recipe(plan(other), "b") == alone, "the control: behind another shape it is free"
 
 
@@ -386,9 +386,9 @@ def test_a_plan_warns_of_what_is_allowed_and_yet_odd(plan: Callable[..., Plan]) 
     assert twice.startswith("evolution: gate.on_fail is retry_with_replay, and it replays already")
     assert plan(CURRICULUM, gate).warnings() == []
     # One of them is told in two forms.
-    assert len({*told, long_warmup, random, wide, fast, drawn, twice}) - 1 == inspect.getsource(_warnings).count("yield "), (
-        "every warning is told here"
-    )
+    assert len({*told, long_warmup, random, wide, fast, drawn, twice}) - 1 == inspect.getsource(_warnings).count(
+        "yield "
+    ), "every warning is told here"
 
 
 def test_a_plan_says_whose_phases_it_shows_when_none_are_given(plan: Callable[..., Plan]) -> None:

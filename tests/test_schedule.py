@@ -63,7 +63,9 @@ def test_infinite_goes_down_to_its_rate_stays_there_and_ends_once() -> None:
 
 
 @given(schedules(), st.data())
-def test_a_phase_that_stops_early_goes_from_the_rate_it_has_to_its_floor(schedule: Schedule, data: st.DataObject) -> None:
+def test_a_phase_that_stops_early_goes_from_the_rate_it_has_to_its_floor(
+    schedule: Schedule, data: st.DataObject
+) -> None:
     begin = data.draw(st.integers(1, schedule.steps))
     cooling = schedule.cooling(begin, 0.1, schedule.steps - begin)
     if cooling is None:

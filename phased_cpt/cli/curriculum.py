@@ -15,15 +15,19 @@ from phased_cpt.cli.merging import merged_run, tell_merged
 from phased_cpt.cli.options import (
     AsJson,
     ConfigFile,
+    Control,
+    DryRun,
     HostFile,
     LauncherName,
     MasterAddress,
     MasterPort,
+    MergeOnly,
     NodeRank,
     Nodes,
     NumGpus,
     Overrides,
     RunFolder,
+    Smoke,
     app,
     is_rank,
     launch_settings,
@@ -109,19 +113,10 @@ def run(
     master_addr: MasterAddress = None,
     master_port: MasterPort = None,
     hostfile: HostFile = None,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="Try it: two steps of every phase, in a folder that is then removed.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")
-    ] = False,
-    control: Annotated[
-        bool,
-        typer.Option("--control", help="Train the equal-token control of each phase as well: what it really forgot."),
-    ] = False,
-    merge_only: Annotated[
-        bool, typer.Option("--merge-only", help="Train nothing: merge what the last phase has published.")
-    ] = False,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    control: Control = False,
+    merge_only: MergeOnly = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the curriculum, or go on with it (the default verb)."""

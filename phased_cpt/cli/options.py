@@ -50,6 +50,16 @@ Overrides = Annotated[
 RunFolder = Annotated[
     Path | None, typer.Option("--run-dir", help="Run folder, instead of the one that the name finds.")
 ]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Try it: two steps of every phase, in a folder that is then removed.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and the run folder, and write nothing.")]
+Control = Annotated[
+    bool, typer.Option("--control", help="Train the equal-token control of each phase, too: what it really forgot.")
+]
+MergeOnly = Annotated[
+    bool, typer.Option("--merge-only", help="Train nothing: merge what the last phase has published.")
+]
 NumGpus = Annotated[
     int | None, typer.Option("--num-gpus", metavar="N", min=1, help="Processes on each machine (launch.num_gpus).")
 ]

@@ -65,7 +65,7 @@ def _in_rows(settings: list[Settings]) -> list[Settings]:
 
 
 def _goes_on_at_its_rate(before: Settings, after: Settings) -> bool:
-    fresh = after.from_base and after.lora.enabled or before.lora.enabled != after.lora.enabled
+    fresh = before.lora.enabled != after.lora.enabled or (after.from_base and after.lora.enabled)
     shapes = {before.training.lr_scheduler, after.training.lr_scheduler}
     return shapes == {"infinite"} and not fresh and not after.stacked
 

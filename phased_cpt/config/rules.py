@@ -112,7 +112,8 @@ def warmup_and_decay_fit(config: RunConfig) -> Found:
         shares |= {"cooldown_ratio": at.training.cooldown_ratio} if infinite and at.warms_up else {}
         shares |= {"decay_ratio": at.training.decay_ratio} if at.anneals else {}
         if (infinite or at.training.lr_scheduler == "wsd") and sum(shares.values()) > 1:
-            first, last = list(shares)[:-1], f"decay_ratio {at.training.decay_ratio:g}" if at.anneals else "cooldown_ratio"
+            *first, last = shares
+            last += f" {shares[last]:g}"
             yield index, f"{', '.join(first)} and {last} together take more than the whole phase; lower one"
 
 
@@ -220,8 +221,9 @@ def rslora_has_an_alpha_of_its_own(config: RunConfig) -> Found:
 def orthogonal_weights_can_be_drawn(config: RunConfig) -> Found:
     for index, _, at in each_phase(config):
         if at.lora.enabled and at.lora.init == "orthogonal" and (at.lora.r % 2 or config.model.use_4bit):
-            why = "16-bit weights (model.use_4bit)" if config.model.use_4bit else f"an even rank, and lora.r is {at.lora.r}"
-            yield index, f"orthogonal needs {why}; default and gaussian do not"
+            rank = f"an even rank, and lora.r is {at.lora.r}"
+            needed = "16-bit weights (model.use_4bit)" if config.model.use_4bit else rank
+            yield index, f"orthogonal needs {needed}; default and gaussian do not"
 
 
 @rule("lora.use_dora", "phase.handover")

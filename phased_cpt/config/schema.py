@@ -148,7 +148,10 @@ class Data(Section):
         "best_fit", "How documents fill rows: best_fit cuts nothing that fits, concat drops the rest, pad fills it up."
     )
     temperature: Real = recipe(
-        1.0, "Shares of a phase's sources go with (weight × tokens)^(1 / temperature); above 1 evens them out.", gt=0, le=100
+        1.0,
+        "Shares of a phase's sources go with (weight × tokens)^(1 / temperature); above 1 evens them out.",
+        gt=0,
+        le=100,
     )
     max_repeats: Positive = bookkeeping(
         4.0, "Most passes over a source that replay, or temperature, may come to in a phase."
@@ -187,7 +190,10 @@ class Training(Section):
     warmup_ratio: Real = recipe(0.03, "Share of the phase's steps that warm up.", ge=0, lt=1)
     warmup_steps: Count | None = recipe(None, "Steps of warm-up; if given, warmup_ratio is not used.")
     decay_ratio: Real = recipe(
-        0.2, "Share of the phase's steps in which wsd cools down in the end, and the last infinite in a row.", gt=0, le=1
+        0.2,
+        "Share of the phase's steps in which wsd cools down in the end, and the last infinite in a row.",
+        gt=0,
+        le=1,
     )
     cooldown_ratio: Real = recipe(
         0.1, "Share of the phase's steps in which the first infinite in a row falls to its constant rate.", ge=0, lt=1
@@ -240,7 +246,7 @@ class Evaluation(Section):
     patience: Natural | None = recipe(None, "Stop a phase after so many evaluations without a better loss.")
     cooldown_ratio: Real = recipe(
         0.1,
-        "Steps, as a share of those done, in which a phase out of patience lowers its rate before it stops; 0 stops at once.",
+        "Share of the steps done in which a phase out of patience lowers its rate before it stops; 0 stops at once.",
         ge=0,
         le=1,
     )

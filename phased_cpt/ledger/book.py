@@ -145,7 +145,7 @@ class Ledger:
         self._change(phase, handed_over=weights)
 
     def fingerprint(self, phase: PhasePlan) -> str:
-        """What the phase was begun as, which names all that it makes: an older version may have made it of fewer keys."""
+        """What the phase was begun as, which names all that it makes; an older version has made it of fewer keys."""
         fingerprint = self.record.phase(phase.name).fingerprint
         if fingerprint is None:
             raise PhasedCptError(f"phase {phase.name} has not begun")

@@ -11,7 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from phased_cpt.config import Lora
 from phased_cpt.errors import InputError
@@ -94,6 +94,7 @@ def described(model: nn.Module) -> str:
     assert isinstance(model, PeftModel)
     name = model.active_adapter
     config, layers = model.peft_config[name], (each for each in model.modules() if isinstance(each, LoraLayer))
+    assert isinstance(config, LoraConfig)
     found = {layer.scaling[name] for layer in layers if name in layer.scaling}  # by its rank, which may differ
     scales = dict.fromkeys((min(found), max(found)))
     kind = ("rs" if config.use_rslora else "") + ("DoRA" if config.use_dora else "LoRA")
@@ -101,9 +102,10 @@ def described(model: nn.Module) -> str:
 
 
 def _require_lengths(model: PreTrainedModel, lora: Lora) -> None:
-    """On a CPU, PEFT puts a new tensor in the place of a 4-bit weight whenever DoRA reads it: ZeRO-3 knows none of it."""
+    """On a CPU, PEFT puts another tensor in the place of a 4-bit weight that DoRA reads, which ZeRO-3 does not know."""
     four_bits = getattr(model, "is_loaded_in_4bit", False)
-    if lora.use_dora and four_bits and is_deepspeed_zero3_enabled() and not torch.cuda.is_available():
+    shards = bool(is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
+    if lora.use_dora and four_bits and shards and not torch.cuda.is_available():
         raise InputError("lora.use_dora: on 4-bit weights under ZeRO-3 it needs a GPU; take training.deepspeed: zero2")
 
 

@@ -26,7 +26,8 @@ def read_forgetting(run_dir: RunDir) -> Facts | None:
 def forgetting_table(facts: Facts) -> RenderableType:
     """The loss of every set after every phase, and what follows from it."""
     note = Text("held-out loss, nats a token; in brackets against the row above", style="dim")
-    return Group(note, _rows(facts), "", _measures(facts), "", _cost(facts))
+    against = ["", _controls(facts)] if facts["controls"] else []
+    return Group(note, _rows(facts), "", _measures(facts), *against, "", _cost(facts), "")
 
 
 def _rows(facts: Facts) -> RenderableType:
@@ -64,9 +65,18 @@ def _measures(facts: Facts) -> RenderableType:
         table.add_row(name, *(_figure(key, each.get(key)) for key in columns))
     mean = facts["measures"]["mean"] | {"drift": facts["measures"]["mean"]["general_drift"]}
     table.add_row(Text("mean", style="bold"), *(_figure(key, mean.get(key)) for key in columns))
+    return table
+
+
+def _controls(facts: Facts) -> RenderableType:
+    """What phases have made the model forget, against the same steps on what came before them."""
+    names = [each["name"] for each in facts["sets"] if each["kind"] == "phase"]
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    for name in ("against its control", *names):
+        table.add_column(name, justify="left" if name == "against its control" else "right")
     for phase, control in facts["controls"].items():
-        for name, value in control["forgetting"].items():
-            table.add_row(f"{name}, forgotten in {phase}", "", "", "", "", "", f"{value:+.4f} against its control", "")
+        cells = (_figure("forgetting", control["forgetting"].get(name)) for name in names)
+        table.add_row(Text(phase, style="bold cyan"), *cells)
     return table
 
 

@@ -111,8 +111,9 @@ def _heading(plan: Plan) -> Text:
     bits = "4-bit" if config.model.use_4bit else config.model.precision
     lora = config.lora
     targets = lora.target_modules if isinstance(lora.target_modules, str) else " ".join(lora.target_modules)
+    strength = f"alpha {lora.alpha:g} (scale {lora.scale:.4g})"
     adapter = (
-        f"{_kind(lora)} r {lora.r}, alpha {lora.alpha:g} (scale {lora.scale:.4g}), dropout {lora.dropout:g}, on {targets}"
+        f"{_kind(lora)} r {lora.r}, {strength}, dropout {lora.dropout:g}, on {targets}"
         if lora.enabled
         else "every weight is trained"
     )
@@ -191,7 +192,9 @@ def _what_was_set(plan: Plan) -> Iterator[RenderableType]:
             if value != inherited and origin.kind != "default":
                 change = f"{section}.{key} {words(value)} (the run: {words(inherited)})"
                 grid.add_row(Text(phase.name, style="bold cyan"), Text.assemble(change, (f"  {origin}", "dim")))
-        own = phase.phase.model_dump(mode="json", exclude_defaults=True, include={"handover", "replay", "gate", "eval_sources"})
+        own = phase.phase.model_dump(
+            mode="json", exclude_defaults=True, include={"handover", "replay", "gate", "eval_sources"}
+        )
         for key, value in own.items():
             listed = words([_source(source) for source in phase.phase.eval_sources] if key == "eval_sources" else value)
             grid.add_row(Text(phase.name, style="bold cyan"), f"{key} {listed}")

@@ -68,6 +68,7 @@ def clock(seconds: float) -> str:
 
 def _places(run_dir: RunDir, plan: Plan) -> list[Text]:
     what = {
+        "report.html": "what each phase taught, and what it made the model forget: open it in a browser",
         "run.json": "what is done; what a phase has published is in its folder",
         "logs/training.log": "what was told; each phase has logs/train.jsonl and logs/eval.jsonl",
         "tensorboard": "tensorboard --logdir",

@@ -61,8 +61,9 @@ class PhaseTrainer(Trainer):
         """LoRA+: the matrices B in a group of their own, behind that of A, whose rate is the one that is told."""
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if is_new and self.faster is not None:
-            fast = {weight for name, weight in (model or self.model).named_parameters() if ".lora_B." in name}
+        learns = model or self.model
+        if is_new and self.faster is not None and learns is not None:
+            fast = {weight for name, weight in learns.named_parameters() if ".lora_B." in name}
             for group in list(optimizer.param_groups):
                 several, group["params"] = group["params"], [each for each in group["params"] if each not in fast]
                 if faster := [weight for weight in several if weight in fast]:

@@ -2,7 +2,7 @@
 
 begin  masters to the bit ─ loss and isolation looked at ─ evaluated before step 0, or gone on with after a later one
 step   a line ─ every weight reached and moved? ─ evaluated where it is due ─ best kept ─ patience ─ checkpoint ─ stop?
-                                                                                        out of it: cools down, then stops
+                                                                                       out of it: cools down, then stops
 """
 
 import math
@@ -215,7 +215,6 @@ class Watch(TrainerCallback):
         """The step that the phase ends with, as far as is known; steps that overflow do not cool it down."""
         cooling, steps = self.standing.cooling, self.course.steps
         return steps if cooling is None else min(steps, cooling.end + self.standing.skipped_steps)
-
 
     def _loss_at(self, step: int) -> float:
         """What decides: the loss of the phase's own set, or the weighted mean of those that the user has named."""

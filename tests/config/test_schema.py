@@ -18,7 +18,14 @@ from tests.conftest import REPOSITORY
 AWAITED: dict[str, str] = {}
 # Keys of a phase that are read for it elsewhere: its sections by inherit.py, its description by people, and how it hands
 # over by the phase after it, to which it is the one `before`.
-READ_OTHERWISE = {"phase.lora", "phase.data", "phase.training", "phase.evaluation", "phase.description", "phase.handover"}
+READ_OTHERWISE = {
+    "phase.lora",
+    "phase.data",
+    "phase.training",
+    "phase.evaluation",
+    "phase.description",
+    "phase.handover",
+}
 
 # To check a value against another, to show it or to hand it on is no use of it.
 NO_USE = ("config/schema.py", "config/rules.py", "config/inherit.py", "tables/plan.py")

@@ -28,7 +28,9 @@ def second_phase() -> PhaseRecord:
 
 
 def test_a_gate_that_closes_stops_the_run_with_a_code_of_its_own(tiny: Tiny, ran: Ran) -> None:
-    with pytest.raises(PhasedCptError, match=r"evolution is trained and not published: its own held-out loss fell by") as e:
+    with pytest.raises(
+        PhasedCptError, match=r"evolution is trained and not published: its own held-out loss fell by"
+    ) as e:
         ran(gated(tiny, IMPOSSIBLE))
     assert e.value.exit_code == GateClosed.exit_code == 6
     assert not (EVOLUTION / "best_adapter").exists()

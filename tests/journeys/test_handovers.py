@@ -231,6 +231,6 @@ def test_what_was_not_kept_cannot_be_carried_on(tiny: Tiny, ran: Ran) -> None:
     config["phases"] = config["phases"][:2]
     ran(config, last="foundation")
     config["phases"][1]["training"] = {"optimizer_at_start": "carry"}
-    with pytest.raises(InputError, match="--redo-from foundation.*optimizer_at_start: reset in evolution"):
+    with pytest.raises(InputError, match=r"--redo-from foundation.*optimizer_at_start: reset in evolution"):
         ran(config)
     assert ran(config, redo_from="foundation").finished

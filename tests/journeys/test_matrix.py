@@ -23,7 +23,9 @@ def source(folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.requirement("E-05")
-def test_a_run_leaves_a_matrix_with_a_row_for_the_base_and_for_every_phase(tiny: Tiny, ran: Ran, tmp_path: Path) -> None:
+def test_a_run_leaves_a_matrix_with_a_row_for_the_base_and_for_every_phase(
+    tiny: Tiny, ran: Ran, tmp_path: Path
+) -> None:
     general = tmp_path / "general.txt"
     general.write_text("Once upon a time there was a fox who read every book in the library. " * 40)
     config = tiny(training={"learning_rate": 0.01}, evaluation={"every_steps": 2, "general": {"tales": str(general)}})
@@ -31,7 +33,10 @@ def test_a_run_leaves_a_matrix_with_a_row_for_the_base_and_for_every_phase(tiny:
     ran(config)
     found = matrix()
     assert [row["after"] for row in found["rows"]] == [None, *PHASES]
-    assert [(each["name"], each["kind"]) for each in found["sets"]] == [*((n, "phase") for n in PHASES), ("tales", "general")]
+    assert [(each["name"], each["kind"]) for each in found["sets"]] == [
+        *((n, "phase") for n in PHASES),
+        ("tales", "general"),
+    ]
     for row in found["rows"]:
         assert set(row["losses"]) == {*PHASES, "tales"} and all(loss > 0 for loss in row["losses"].values())
         assert all(bits > 0 for bits in row["bits_per_byte"].values())
@@ -41,7 +46,11 @@ def test_a_run_leaves_a_matrix_with_a_row_for_the_base_and_for_every_phase(tiny:
     # What was measured while the phases trained are the same numbers, on the same documents.
     ends = {name: source(f"phase{at}_{name}")["end"]["eval_loss"] for at, name in enumerate(PHASES, 1)}
     assert {row["after"]: row["losses"][row["after"]] for row in found["rows"][1:]} == pytest.approx(ends, rel=1e-6)
-    before = {line["dataset"]: line["eval_loss"] for line in lines(RUN / "phase1_foundation/logs/eval.jsonl") if not line["step"]}
+    before = {
+        line["dataset"]: line["eval_loss"]
+        for line in lines(RUN / "phase1_foundation/logs/eval.jsonl")
+        if not line["step"]
+    }
     assert before == found["rows"][0]["losses"]
     trained = {line["dataset"] for line in lines(RUN / "phase2_evolution/logs/eval.jsonl")}
     assert trained == {"evolution"}, "on its way a phase is measured on its own documents alone"
@@ -127,7 +136,10 @@ def test_a_control_tells_what_would_have_been_forgotten_anyway(tiny: Tiny, ran: 
         earlier = PHASES[: PHASES.index(name)]
         assert control["forgetting"] == {each: rows[name][each] - control["losses"][each] for each in earlier}
         assert control["losses"] != rows[name], "the control of the control: it has read something else"
-        ours, its = (lines(folder / f"phase{PHASES.index(name) + 1}_{name}/logs/train.jsonl") for folder in (RUN, RUN / "control"))
+        ours, its = (
+            lines(folder / f"phase{PHASES.index(name) + 1}_{name}/logs/train.jsonl")
+            for folder in (RUN, RUN / "control")
+        )
         assert [line["learning_rate"] for line in its] == [line["learning_rate"] for line in ours]
         assert its[0]["loss"] != ours[0]["loss"]
     assert {path: path.read_bytes() for path in published} == published, "the run itself is as it was"

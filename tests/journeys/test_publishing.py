@@ -255,9 +255,9 @@ def spoiled(arguments: list[str]) -> None:
     from safetensors.torch import load_file, save_file
 
     from phased_cpt import worker
-    from phased_cpt.train import phase_run
+    from phased_cpt.train import publication
 
-    sound = phase_run.require_sound
+    sound = publication.require_sound
 
     def spoiling(folder: Path, *others: Any) -> None:
         weights = load_file(folder / "adapter_model.safetensors")
@@ -265,7 +265,7 @@ def spoiled(arguments: list[str]) -> None:
         save_file(weights | {first: weights[first] * float("nan")}, folder / "adapter_model.safetensors")
         sound(folder, *others)
 
-    phase_run.require_sound = spoiling
+    publication.require_sound = spoiling
     worker.main(arguments)
 
 

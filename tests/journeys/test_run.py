@@ -21,7 +21,7 @@ from tests.tracking.test_wandb import history, offline
 
 TRAINED = {
     "ts", "phase", "step", "loss", "grad_norm", "learning_rate", "epoch", "progress_pct", "eta_seconds",
-    "curriculum_eta_seconds", "tokens_seen", "tokens_per_second",
+    "curriculum_eta_seconds", "tokens_seen", "tokens_per_second", "memory_bytes",
 }  # fmt: skip
 EVALUATED = {"ts", "phase", "step", "dataset", "eval_loss", "perplexity", "tokens"}
 TWO = [
@@ -49,7 +49,10 @@ def test_every_figure_of_a_run_is_written_once_over_phases_and_calls(tiny: Tiny,
 
     root = Path("run")
     for phase, folder in (("one", root / "phase1_one"), ("two", root / "phase2_two")):
-        steps, evaluations = lines(folder / "logs/train.jsonl"), lines(folder / "logs/eval.jsonl")
+        steps, every = lines(folder / "logs/train.jsonl"), lines(folder / "logs/eval.jsonl")
+        evaluations = [line for line in every if line["dataset"] == phase]
+        others = [(line["step"], line["dataset"]) for line in every if line["dataset"] != phase]
+        assert others == ([(0, "two")] if phase == "one" else []), "the base, on what is to come"
         assert [set(line) for line in steps] == [TRAINED] * 3
         assert [set(line) for line in evaluations] == [EVALUATED] * 3
         assert [line["step"] for line in steps] == [1, 2, 3]
@@ -137,7 +140,8 @@ def test_a_smoke_run_takes_two_steps_of_every_phase(tiny: Tiny, ran: Ran) -> Non
     for phase in outcome.plan.phases:
         folder = outcome.run_dir.root / phase.folder
         assert [line["step"] for line in lines(folder / "logs/train.jsonl")] == [1, 2]
-        assert [line["step"] for line in lines(folder / "logs/eval.jsonl")] == [0, 1, 2]
+        evaluations = [line for line in lines(folder / "logs/eval.jsonl") if line["dataset"] == phase.name]
+        assert [line["step"] for line in evaluations] == [0, 1, 2]
         assert (folder / "best_adapter/source.json").exists()
     assert outcome.run_dir.root == Path("outputs/tiny-smoke"), "beside the runs"
     assert smoke_run_dir(planned(config)) == RunDir(Path("outputs/tiny-smoke"))

@@ -1,12 +1,12 @@
 """A run that an older version has begun, which had fewer keys: it goes on, for it did what their defaults say."""
 
+import pytest
+
 from phased_cpt.errors import LedgerRefuses
 from phased_cpt.ledger import Ledger, read_record
 from phased_cpt.ledger.fingerprint import digest_of
 from phased_cpt.run_dir import RunDir
 from tests.ledger.test_book import MakePlan, begin_all, here, inputs, plan  # noqa: F401 - fixtures
-
-import pytest
 
 YOUNG = ("lora.use_rslora", "lora.use_dora", "lora.init", "training.lora_plus_ratio", "evaluation.best_of")
 
@@ -50,16 +50,20 @@ def test_a_young_key_that_is_set_is_another_recipe(
 
 
 def test_an_old_key_is_held_to_what_was_written(plan: MakePlan, here: RunDir, begun: str) -> None:  # noqa: F811
-    with pytest.raises(LedgerRefuses, match="lora.r: was 128, is 64"):
+    with pytest.raises(LedgerRefuses, match=r"lora\.r: was 128, is 64"):
         Ledger.open(here, plan("lora.r=64"))
 
 
 def test_a_phase_behind_infinite_is_refused_with_the_way_out(plan: MakePlan, here: RunDir) -> None:  # noqa: F811
     """The last steps of the one before have gone down already."""
-    text = "model: {name: m}\nlaunch: {num_gpus: 2}\ntraining: {lr_scheduler: infinite}\nphases: [{name: a, sources: x}%s]"
+    text = (
+        "model: {name: m}\nlaunch: {num_gpus: 2}\ntraining: {lr_scheduler: infinite}\nphases: [{name: a, sources: x}%s]"
+    )
     alone, behind = text % "", text % ", {name: b, sources: x}"
     begin_all(Ledger.open(here, plan(text=alone)), plan(text=alone))
-    with pytest.raises(LedgerRefuses, match=r"training.anneals: was true, is false[\s\S]*another training.lr_scheduler"):
+    with pytest.raises(
+        LedgerRefuses, match=r"training.anneals: was true, is false[\s\S]*another training.lr_scheduler"
+    ):
         Ledger.open(here, plan(text=behind))
     other = text % ", {name: b, sources: x, training: {lr_scheduler: wsd}}"
     assert Ledger.open(here, plan(text=other)).record.phases[1].state == "pending", "the control"

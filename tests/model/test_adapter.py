@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from phased_cpt.config import Lora
 from phased_cpt.model.adapter import adapt, described
@@ -31,7 +32,7 @@ def test_what_the_plan_calls_its_scale_is_what_peft_multiplies_with(
     words: str,
 ) -> None:
     model = adapted(base, **lora)
-    scales = {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "scaling")}
+    scales = {layer.scaling["default"] for layer in model.modules() if isinstance(layer, LoraLayer)}
     assert scales == {Lora.model_validate({"r": 4, "alpha": 8, **lora}).scale} == {scale}
     assert described(model) == words
 
@@ -56,7 +57,7 @@ def test_an_orthogonal_adapter_says_nothing_but_for_rounding(base: Path) -> None
         layer = adapted(base, precision, r=16, init="orthogonal").base_model.model.model.layers[0].self_attn.q_proj
         assert layer.lora_B["default"].weight.any()
         off[precision] = float(layer.get_delta_weight("default").norm() / layer.base_layer.weight.norm())
-    assert off["fp32"] < 1e-5 < 1e-3 < off["bf16"] < 0.1
+    assert off["fp32"] < 1e-5 < 3e-4 < off["bf16"] < 0.1
 
 
 def test_the_ways_to_begin_differ_and_come_out_the_same_again(base: Path) -> None:  # noqa: F811
