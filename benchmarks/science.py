@@ -3,9 +3,9 @@
     make bench-science                                          three seeds, a quarter of an hour on two quiet cores
     .venv/bin/python benchmarks/science.py --quick              one seed, no intervals
 
-random ─ home, every weight ─┬─ north, with 0, 5, 25 % of home ── control: home again       1 replay
-                             ├─ north ─ east ─ south, by each handover; all three at once   2 handover
-                             └─ home + λ · what north has changed                           3 λ-sweep
+random ─ home, every weight ─┬─ north or coast, with 0, 5, 25 % of home ── control: home again      1 replay
+                             ├─ coast ─ hills ─ plain, by each handover; all three at once          2 handover
+                             └─ home + λ · what north or coast has changed                          3 λ-sweep
 
 A seed draws the first weights, the adapters and the order of the rows; texts stay, and held-out documents, which are
 files of their own. Two runs at a time, of one rank each, forked from a process that has imported all (tests/zygote).
@@ -50,7 +50,8 @@ SHAPE = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
 }  # fmt: skip
 LORA, WHOLE = "LoRA", "every weight"
-HOME, NEW, LATER = "home", "north", ("east", "south")
+HOME, FOREIGN, DIALECTS = "home", "north", ("coast", "hills", "plain")
+NEW = (FOREIGN, DIALECTS[0])
 STEPS = {HOME: 400, "phase": 150}  # of 16 rows of 128 tokens
 # At seed 0, which is none of those that are told: of 2, 4, 8, 16e-3 for every weight and of 5, 10, 20e-3 for LoRA, the
 # lowest whose loss on the new is within 0.05 nats of the best. Higher ones forget more.
@@ -139,15 +140,15 @@ def open_lane(folder: str) -> None:
 
 
 def base_of(seed: int) -> Facts:
-    """The trunk of all runs of a seed: home is learnt, and north is planned."""
-    return ran(config(f"base-{seed}", seed, [at_home(), phase(NEW)]), last=HOME)
+    """The trunk of all runs of a seed: home is learnt, and another is planned."""
+    return ran(config(f"base-{seed}", seed, [at_home(), phase(FOREIGN)]), last=HOME)
 
 
-def replayed(seed: int, kind: str, share: float) -> Facts:
-    folder = branched(f"base-{seed}", f"replay-{seed}-{kind}-{share}")
-    new = phase(NEW, **how(kind), **({"replay": share} if share else {}))
+def replayed(seed: int, new: str, kind: str, share: float) -> Facts:
+    folder = branched(f"base-{seed}", f"replay-{seed}-{new}-{kind}-{share}")
+    phases = [at_home(), phase(new, **how(kind), **({"replay": share} if share else {}))]
     # One control for all three: it has the same start, steps and rates, and none of it is new.
-    return ran(config(folder, seed, [at_home(), new]), control=not share)
+    return ran(config(folder, seed, phases), control=not share)
 
 
 def on_base(seed: int, folder: str, phases: Sequence[Config], **sections: Any) -> Config:
@@ -157,16 +158,17 @@ def on_base(seed: int, folder: str, phases: Sequence[Config], **sections: Any) -
 
 
 def chain(handover: str, kind: str = LORA, replay: float = 0.0, **training: Any) -> list[Config]:
-    """Three phases; what is special about a chain begins with the second."""
-    first = phase(NEW, **how(kind), handover=handover)
+    """The dialects; what is special about a chain begins with the second."""
+    first = phase(DIALECTS[0], **how(kind), handover=handover)
     more = {"handover": handover} | ({"replay": replay} if replay else {})
-    return [first, *(phase(name, **how(kind, **training), **more) for name in LATER)]
+    return [first, *(phase(name, **how(kind, **training), **more) for name in DIALECTS[1:])]
 
 
-def first_of(seed: int, kind: str) -> Facts:
-    """The first of three phases: the trunk of the handovers, and what is swept."""
+def first_of(seed: int, new: str, kind: str) -> Facts:
+    """On the base alone: what is swept, and the trunk of the handovers."""
     planned = chain("continue", kind, optimizer_at_start="carry")  # or else what it knew would not be kept
-    return ran(on_base(seed, f"first-{seed}-{kind}", planned), last=NEW)
+    phases = planned if new == DIALECTS[0] else [phase(new, **how(kind))]
+    return ran(on_base(seed, f"first-{seed}-{new}-{kind}", phases), last=new)
 
 
 HANDOVERS: dict[str, tuple[str, Callable[[], list[Config]]]] = {
@@ -183,12 +185,12 @@ AT_ONCE = "LoRA, all three in one phase"
 
 def handed_over(seed: int, policy: str) -> Facts:
     kind, phases = HANDOVERS[policy]
-    folder = branched(f"first-{seed}-{kind}", f"handover-{seed}-{policy}")
+    folder = branched(f"first-{seed}-{DIALECTS[0]}-{kind}", f"handover-{seed}-{policy}")
     return ran(on_base(seed, folder, phases()))
 
 
 def at_once(seed: int) -> Facts:
-    names = (NEW, *LATER)
+    names = DIALECTS
     whole = phase("all", max_steps=len(names) * STEPS["phase"], **how(LORA))
     files = {
         key: [f"data/{name}{end}.jsonl" for name in names]
@@ -197,20 +199,20 @@ def at_once(seed: int) -> Facts:
     return ran(on_base(seed, f"at-once-{seed}", [whole | files], general=(HOME, *names)))
 
 
-def swept(seed: int, kind: str) -> list[Facts]:
+def swept(seed: int, new: str, kind: str) -> list[Facts]:
     """`phased-cpt sweep-lambda` of the first phase, by a function of it."""
-    folder = Path(f"swept-{seed}-{kind}")
+    folder = Path(f"swept-{seed}-{new}-{kind}")
     folder.mkdir()
-    where = str(Path(f"first-{seed}-{kind}").absolute())
-    return list(lane().call("benchmarks.science:sweep", where, folder=folder))
+    where = str(Path(f"first-{seed}-{new}-{kind}").absolute())
+    return list(lane().call("benchmarks.science:sweep", where, new, folder=folder))
 
 
-def sweep(run: str) -> list[Facts]:
+def sweep(run: str, new: str) -> list[Facts]:
     """In a forked process, which has torch."""
     from phased_cpt.evaluate.sweep import swept
     from phased_cpt.wanted import ModelsWanted, SweepWanted
 
-    return list(swept(SweepWanted(ModelsWanted(Path(run)), NEW, STRENGTHS))["strengths"])
+    return list(swept(SweepWanted(ModelsWanted(Path(run)), new, STRENGTHS))["strengths"])
 
 
 # All of them ----------------------------------------------------------------------------------------------------------
@@ -225,16 +227,17 @@ class Task:
 
 
 BASES = [Task(("base",), base_of)]
+PAIRS = [(new, kind) for new in NEW for kind in (WHOLE, LORA)]
 REPLAYS = [
-    Task(("replay", kind, str(share)), partial(replayed, kind=kind, share=share))
-    for kind in (WHOLE, LORA)
+    Task(("replay", new, kind, str(share)), partial(replayed, new=new, kind=kind, share=share))
+    for new, kind in PAIRS
     for share in SHARES
 ]
-FIRSTS = [Task(("first", kind), partial(first_of, kind=kind)) for kind in (LORA, WHOLE)]
+FIRSTS = [Task(("first", new, kind), partial(first_of, new=new, kind=kind)) for new, kind in PAIRS]
 LAST = [
     Task(("handover", AT_ONCE), at_once),
     *(Task(("handover", policy), partial(handed_over, policy=policy)) for policy in HANDOVERS),
-    *(Task(("sweep", kind), partial(swept, kind=kind)) for kind in (LORA, WHOLE)),
+    *(Task(("sweep", new, kind), partial(swept, new=new, kind=kind)) for new, kind in PAIRS),
 ]
 
 
@@ -285,13 +288,15 @@ def told(found: Found, folder: Path, seconds: float) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {versions}; {seconds:.0f} s; ", end="")
     print(f"seeds {', '.join(map(str, found.seeds))}; texts sha256 {hashlib.sha256(texts).hexdigest()[:12]}\n")
     base = found.of("base")
-    random, home, new = (interval(seed_by_seed(base, loss(*cell))) for cell in ((0, HOME), (1, HOME), (1, NEW)))
-    print(f"{HOME}: {random} with random weights, {home} once it is learnt; {NEW} then {new}\n")
-    replays = {kind: {share: found.of("replay", kind, str(share)) for share in SHARES} for kind in (WHOLE, LORA)}
-    print(replay_table(replays, HOME, NEW))
+    random, home = (interval(seed_by_seed(base, loss(at, HOME))) for at in (0, 1))
+    print(f"{HOME}: {random} with random weights, {home} once it is learnt\n")
+    replays = {
+        (new, kind): {share: found.of("replay", new, kind, str(share)) for share in SHARES} for new, kind in PAIRS
+    }
+    print(replay_table(replays, HOME))
     policies = {name: found.of("handover", name) for name in (*HANDOVERS, AT_ONCE)}
-    print(handover_table(policies, (NEW, *LATER), HOME))
-    print(sweep_table({kind: found.of("sweep", kind) for kind in (LORA, WHOLE)}, HOME, NEW))
+    print(handover_table(policies, DIALECTS, HOME))
+    print(sweep_table({(new, kind): found.of("sweep", new, kind) for new, kind in PAIRS}, HOME))
 
 
 def main() -> None:

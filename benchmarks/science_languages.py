@@ -1,10 +1,10 @@
-"""Four made-up languages with the same words, each with its own order, endings and facts: the domains of science.py.
+"""Made-up languages with the same words, and dialects of one, each with facts of its own: what science.py trains on.
 
 A document is about a few things and goes from one to the next. What a model can learn of a language is its grammar, and
-facts: which word goes with which. They are others in each language, so that a new one is learnt at the cost of the old.
+facts: which word goes with which. Four in ten facts are others in each, so that it is learnt at the cost of the others.
 
 home   meri felara-ta fime-sh nelu migave-n.    adjective subject(many) verb(many) adjective object
-north  felara-sh lamo migave-ta seri fime-n.    the same order of business in another language: subject, object, verb
+north  felara-sh lamo migave-ta seri fime-n.    subject(many) adjective object adjective verb(many)
 """
 
 import json
@@ -16,7 +16,7 @@ LEXICON_SEED = 0
 NOUNS, VERBS, ADJECTIVES, TOPIC = 160, 60, 60, 20
 LIKELY = (0.6, 0.3, 0.1)  # of the three words that go with another one
 CHANCE = 0.05  # … or any
-COMMON = 0.6  # of the facts are the same in all languages
+COMMON = 0.6  # of the facts are the same everywhere
 TRAINED, HELD_OUT = 12_000, 300  # documents of a language
 
 
@@ -31,12 +31,14 @@ class Grammar:
     object_ending: str
 
 
-# The same endings everywhere: what is new is what they mean, and not that they are there.
+# The same three endings everywhere: what is new is what they mean, and not that they are there.
+HERE = Grammar("SVO", True, plural="-ta", agreeing="-sh", object_ending="-n")
 LANGUAGES = {
-    "home": Grammar("SVO", True, plural="-ta", agreeing="-sh", object_ending="-n"),
-    "north": Grammar("SVO", False, plural="-sh", agreeing="-n", object_ending="-ta"),
-    "east": Grammar("SVO", True, plural="-n", agreeing="-ta", object_ending="-sh"),
-    "south": Grammar("SVO", False, plural="-ta", agreeing="-n", object_ending="-sh"),
+    "home": HERE,
+    "north": Grammar("SOV", False, plural="-sh", agreeing="-n", object_ending="-ta"),  # a strong shift
+    "coast": HERE,  # dialects: other facts alone
+    "hills": HERE,
+    "plain": HERE,
 }
 
 

@@ -44,10 +44,10 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 # 1 --------------------------------------------------------------------------------------------------------------------
 
 
-def replay_table(found: Mapping[str, Mapping[float, Runs]], home: str, new: str) -> str:
-    """By what was trained, and by share; the runs without replay have the control of all."""
+def replay_table(found: Mapping[tuple[str, str], Mapping[float, Runs]], home: str) -> str:
+    """By what is new and what was trained, and by share; the runs without replay have the control of all."""
     lines, notes = [], []
-    for kind, by_share in found.items():
+    for (new, kind), by_share in found.items():
         nothing = by_share[0.0]
         base, control = seed_by_seed(nothing, loss(1, home)), [run["controls"][new]["losses"][home] for run in nothing]
         old = {share: seed_by_seed(runs, loss(-1, home)) for share, runs in by_share.items()}
@@ -57,12 +57,12 @@ def replay_table(found: Mapping[str, Mapping[float, Runs]], home: str, new: str)
             cost = interval(less(ends[share], ends[0.0])) if share else ""
             forgotten = [interval(less(old[share], other)) for other in (base, control)]
             tokens = f"{fmean(run['tokens'][1] for run in runs):,.0f}"
-            lines.append([kind, f"{share:.0%}", *forgotten, interval(gain), cost, tokens])
+            lines.append([new, kind, f"{share:.0%}", *forgotten, interval(gain), cost, tokens])
         pairs = [*itertools.pairwise(by_share), (min(by_share), max(by_share))]
         told = [f"f({one:.0%}) − f({other:.0%}) = {interval(less(old[one], old[other]))}" for one, other in pairs]
-        notes.append(f"{kind}: {'; '.join(told)}; the control less the base {interval(less(control, base))}.\n")
-    heads = ["trained", "replay", "forgetting, against the base", "… the control", "gain on the new", "cost", "tokens"]
-    return "\n".join([table(heads, lines), *notes])
+        notes.append(f"{new}, {kind}: {'; '.join(told)}; the control less the base {interval(less(control, base))}.\n")
+    heads = ["new", "trained", "replay", "forgetting, against the base", "… the control", "gain on the new", "cost"]
+    return "\n".join([table([*heads, "tokens"], lines), *notes])
 
 
 # 2 --------------------------------------------------------------------------------------------------------------------
@@ -98,10 +98,10 @@ def _gain(names: Sequence[str]) -> Callable[[Facts], float]:
 # 3 --------------------------------------------------------------------------------------------------------------------
 
 
-def sweep_table(found: Mapping[str, Sequence[Sequence[Facts]]], home: str, new: str) -> str:
-    """By what was trained: the lines of `sweep-lambda`, of each seed."""
+def sweep_table(found: Mapping[tuple[str, str], Sequence[Sequence[Facts]]], home: str) -> str:
+    """By what is new and what was trained: the lines of `sweep-lambda`, of each seed."""
     lines = []
-    for kind, sweeps in found.items():
+    for (new, kind), sweeps in found.items():
         means = [[fmean((line["losses"][home], line["losses"][new])) for line in one] for one in sweeps]
         best = [min(range(len(each)), key=lambda at, each=each: (each[at], -at)) for each in means]
         for at, strength in enumerate(line["lambda"] for line in sweeps[0]):
@@ -109,5 +109,5 @@ def sweep_table(found: Mapping[str, Sequence[Sequence[Facts]]], home: str, new: 
             mean, whole = [each[at] for each in means], [each[-1] for each in means]
             against = interval(less(mean, whole)) if strength != 1 else ""
             chosen = f"{best.count(at)} of {len(best)}" if at in best else ""
-            lines.append([kind, f"{strength:g}", *map(interval, columns), interval(mean), against, chosen])
-    return table(["trained", "λ", home, new, "mean of both", "… less that at λ = 1", "lowest"], lines)
+            lines.append([new, kind, f"{strength:g}", *map(interval, columns), interval(mean), against, chosen])
+    return table(["new", "trained", "λ", home, "the new", "mean of both", "… less that at λ = 1", "lowest"], lines)

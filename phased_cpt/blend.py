@@ -152,23 +152,39 @@ def soup_of_run(
 ) -> T:
     """Phases of a run, each as strong as its weight, and adapters of the same base from anywhere: made by `make`."""
     with published(plan, run_dir) as run:
-        run.require_own_base()
         strengths: dict[Adapter, float] = {}
         phases = [run.phase(name, "--weight") for name in weights]
-        for phase in phases:
-            for each in _on_one_base(run, phase, tell).adapters:
-                strengths[each] = strengths.get(each, 0.0) + weights[phase.name]
+        chains = {phase.name: _adapters_alone(run, phase, tell) for phase in phases}
+        below = _one_base(chains)
+        for name, chain in chains.items():
+            for each in chain.adapters:
+                strengths[each] = strengths.get(each, 0.0) + weights[name]
         layers = [run.layer(each, strength) for each, strength in strengths.items()]
-        folder, commit = Path(run.base.folder), run.base.commit
         last = max(phases, key=run.records.index)
-        return make(_on_the_first_base(run, last, [*layers, *_layers(others, folder, commit, tell)], output))
+        job = _on_the_first_base(run, last, layers, output)
+        if below.folder:  # what an earlier phase has trained whole
+            job = replace(job, base=str(run.root / below.folder), base_digest=below.digest)
+        else:
+            run.require_own_base()
+        more = _layers(others, Path(job.base), None if below.folder else run.base.commit, tell)
+        return make(replace(job, adapters=(*job.adapters, *more)))
 
 
-def _on_one_base(run: Published, phase: PhaseRecord, tell: Tell) -> Chain:
+def _one_base(chains: Mapping[str, Chain]) -> Chain:
+    """Adapters add up on one base only."""
+    bases = {chain.folder: name for name, chain in chains.items()}
+    if len(bases) > 1:
+        (one, first), (other, second) = list(bases.items())[:2]
+        what = f"{first} stands on {one or 'the base'} and {second} on {other or 'the base'}"
+        raise InputError(f"--weight: {what}; a soup is made of adapters on one base")
+    return next(iter(chains.values()), Chain(()))
+
+
+def _adapters_alone(run: Published, phase: PhaseRecord, tell: Tell) -> Chain:
     chain, at = run.chain(phase, tell), f"--weight {phase.name}"
-    if chain.folder:
-        what = f"below it lies {chain.folder}, in which every weight may be another than in the base"
-        raise InputError(f"{at}: {what}; a soup is made of adapters on one base (`phased-cpt merge` has each alone)")
+    if not chain.adapters:
+        what = "it has trained every weight, and a soup is made of adapters"
+        raise InputError(f"{at}: {what} (`phased-cpt sweep-lambda --phase {phase.name} --write N` takes a part of it)")
     if chain.through_merges and run.plan.config.model.precision != "fp32":
         kept = run.plan.config.model.precision
         why = f"it was trained where earlier phases were merged in, and rounded to {kept}"

@@ -22,7 +22,7 @@ SMOOTHED_SHARE = 0.04  # of the steps, in the bold line
 STRIPS: dict[str, tuple[str, Callable[[float], str]]] = {
     "learning_rate": ("learning rate", rate),
     "tokens_per_second": ("tokens a second", whole),
-    "memory_bytes": ("memory of a GPU", in_bytes),
+    "memory_bytes": ("memory", in_bytes),
 }
 
 Points = list[tuple[float, float]]

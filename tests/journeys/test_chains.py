@@ -297,7 +297,7 @@ def test_a_part_of_any_chain_is_that_part_of_its_whole_change(
 
 
 @pytest.mark.requirement("M-03")
-def test_a_soup_reaches_through_merges_and_is_refused_where_every_weight_was_trained(
+def test_a_soup_reaches_through_merges_and_is_made_of_adapters_on_one_base(
     chained: Chained, merged_quickly: list[MergeJob], call: Call, zygote: Zygote, tmp_path: Path
 ) -> None:
     run = chained("merge, merge")
@@ -310,8 +310,15 @@ def test_a_soup_reaches_through_merges_and_is_refused_where_every_weight_was_tra
     assert [Path(layer.folder).parent.name for layer in merged_quickly[-1].adapters] == [FOUNDATION, EVOLUTION]
     shutil.rmtree("run")
     chained("merge, every weight")
-    answer = call("soup", "--run-dir", "run", "--weight", "pr_mastery=1", "--out", "none")
-    assert answer.code == 2 and "below it lies phase2_evolution/best_model" in answer.err and not Path("none").exists()
+    assert call("soup", "--run-dir", "run", "--weight", "pr_mastery=0.5", "--out", "upon").code == 0
+    assert merged_quickly[-1].base.endswith("phase2_evolution/best_model"), "on what was trained whole below it"
+    for weights, told in (
+        (["foundation=1", "pr_mastery=1"], "foundation stands on the base and pr_mastery on phase2_evolution/best_model"),
+        (["evolution=1"], "it has trained every weight, and a soup is made of adapters"),
+    ):
+        given = [word for each in weights for word in ("--weight", each)]
+        answer = call("soup", "--run-dir", "run", *given, "--out", "none")
+        assert answer.code == 2 and told in answer.err and not Path("none").exists()
 
 
 @pytest.mark.requirement("E-04")
