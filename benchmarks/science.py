@@ -293,7 +293,8 @@ def told(found: Found, folder: Path, seconds: float) -> None:
     replays = {
         (new, kind): {share: found.of("replay", new, kind, str(share)) for share in SHARES} for new, kind in PAIRS
     }
-    print(replay_table(replays, HOME))
+    firsts = {(new, kind): found.of("first", new, kind) for new, kind in PAIRS}
+    print(replay_table(replays, firsts, HOME))
     policies = {name: found.of("handover", name) for name in (*HANDOVERS, AT_ONCE)}
     print(handover_table(policies, DIALECTS, HOME))
     print(sweep_table({(new, kind): found.of("sweep", new, kind) for new, kind in PAIRS}, HOME))

@@ -44,8 +44,13 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 # 1 --------------------------------------------------------------------------------------------------------------------
 
 
-def replay_table(found: Mapping[tuple[str, str], Mapping[float, Runs]], home: str) -> str:
-    """By what is new and what was trained, and by share; the runs without replay have the control of all."""
+def replay_table(
+    found: Mapping[tuple[str, str], Mapping[float, Runs]], before: Mapping[tuple[str, str], Runs], home: str
+) -> str:
+    """By what is new and what was trained, and by share; the runs without replay have the control of all.
+
+    `before`: runs whose first row has what the base loses on the new, which was not planned yet when home was learnt.
+    """
     lines, notes = [], []
     for (new, kind), by_share in found.items():
         nothing = by_share[0.0]
@@ -53,7 +58,7 @@ def replay_table(found: Mapping[tuple[str, str], Mapping[float, Runs]], home: st
         old = {share: seed_by_seed(runs, loss(-1, home)) for share, runs in by_share.items()}
         ends = {share: seed_by_seed(runs, loss(-1, new)) for share, runs in by_share.items()}
         for share, runs in by_share.items():
-            gain = less(seed_by_seed(runs, loss(1, new)), ends[share])
+            gain = less(seed_by_seed(before[new, kind], loss(0, new)), ends[share])
             cost = interval(less(ends[share], ends[0.0])) if share else ""
             forgotten = [interval(less(old[share], other)) for other in (base, control)]
             tokens = f"{fmean(run['tokens'][1] for run in runs):,.0f}"

@@ -28,8 +28,8 @@ All other options are those of `phased-cpt run` (its -h explains them): --set KE
 On several nodes, on each of them: --nnodes N --node-rank K --master-addr HOST --master-port PORT; those with a rank
 above 0 look at nothing and wait for nothing, and log to launch-node<K>.log in the folder that one is in.
 
-Exit status: that of `phased-cpt run` (0 done, 2 input, 3 preflight, 4 the ledger refuses, 5 diverged, 75 stopped:
-the same command goes on), or 130 when it was aborted before anything was started.
+Exit status: that of `phased-cpt run` (0 done, 2 input, 3 preflight, 4 the ledger refuses, 5 diverged, 6 a gate is
+closed, 75 stopped: the same command goes on), or 130 when it was aborted before anything was started.
 HELP
 }
 
