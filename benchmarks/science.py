@@ -1,6 +1,6 @@
 """What replay, handovers and shrinking do to a tiny model: curricula of made-up languages, through the real engine.
 
-    make bench-science                                          three seeds, a quarter of an hour on two quiet cores
+    make bench-science                                          three seeds; 22 minutes beside other work
     .venv/bin/python benchmarks/science.py --quick              one seed, no intervals
 
 random ─ home, every weight ─┬─ north or coast, with 0, 5, 25 % of home ── control: home again      1 replay
@@ -54,7 +54,7 @@ HOME, FOREIGN, DIALECTS = "home", "north", ("coast", "hills", "plain")
 NEW = (FOREIGN, DIALECTS[0])
 STEPS = {HOME: 400, "phase": 150}  # of 16 rows of 128 tokens
 # At seed 0, which is none of those that are told: of 2, 4, 8, 16e-3 for every weight and of 5, 10, 20e-3 for LoRA, the
-# lowest whose loss on the new is within 0.05 nats of the best. Higher ones forget more.
+# lowest whose loss on the new is within 0.05 nats of the best.
 RATES = {HOME: 5e-3, WHOLE: 8e-3, LORA: 1e-2}
 SHARES = (0.0, 0.05, 0.25)
 STRENGTHS = (0.3, 0.5, 0.7, 0.85)

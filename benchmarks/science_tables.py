@@ -37,8 +37,8 @@ def mean_loss(row: int, names: Sequence[str]) -> Callable[[Facts], float]:
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    head, *rows = (f"| {' | '.join(row)} |\n" for row in (heads, *lines))
+    return "".join([head, f"|{'---|' * len(heads)}\n", *rows])
 
 
 # 1 --------------------------------------------------------------------------------------------------------------------
@@ -62,9 +62,12 @@ def replay_table(
             cost = interval(less(ends[share], ends[0.0])) if share else ""
             forgotten = [interval(less(old[share], other)) for other in (base, control)]
             tokens = f"{fmean(run['tokens'][1] for run in runs):,.0f}"
-            lines.append([new, kind, f"{share:.0%}", *forgotten, interval(gain), cost, tokens])
+            lines.append([new, kind, f"{100 * share:g} %", *forgotten, interval(gain), cost, tokens])
         pairs = [*itertools.pairwise(by_share), (min(by_share), max(by_share))]
-        told = [f"f({one:.0%}) − f({other:.0%}) = {interval(less(old[one], old[other]))}" for one, other in pairs]
+        told = [
+            f"f({100 * one:g} %) − f({100 * other:g} %) = {interval(less(old[one], old[other]))}"
+            for one, other in pairs
+        ]
         notes.append(f"{new}, {kind}: {'; '.join(told)}; the control less the base {interval(less(control, base))}.\n")
     heads = ["new", "trained", "replay", "forgetting, against the base", "… the control", "gain on the new", "cost"]
     return "\n".join([table([*heads, "tokens"], lines), *notes])
@@ -74,25 +77,25 @@ def replay_table(
 
 
 def handover_table(found: Mapping[str, Runs], names: Sequence[str], home: str) -> str:
-    """The first is what the others are held against; one without a row for each phase has trained them at once."""
-    lines, first = [], seed_by_seed(next(iter(found.values())), mean_loss(-1, names))
-    for at, (policy, runs) in enumerate(found.items()):
-        in_turn = len(runs[0]["rows"]) > len(names)
-        means = seed_by_seed(runs, mean_loss(-1, names))
-        lines.append(
-            [
-                policy,
-                interval(seed_by_seed(runs, _gain(names))) if in_turn else "",
-                interval([run["measures"]["mean"]["forgetting"] for run in runs]) if in_turn else "",
-                *(interval(seed_by_seed(runs, loss(-1, name)), 2) for name in names),
-                interval(means),
-                interval(less(means, first)) if at else "",
-                interval(less(seed_by_seed(runs, loss(-1, home)), seed_by_seed(runs, loss(0, home)))),
-                f"{fmean(sum(run['tokens']) for run in runs):,.0f}",
-            ]
-        )
-    heads = ["handover", "gain of a phase", "forgetting", *names, "their mean", f"… less that of {next(iter(found))}"]
-    return table([*heads, f"drift of {home}", "tokens"], lines)
+    """In brackets: less that of the first. One that has no row for each phase has trained them at once."""
+    lines: list[list[str]] = []
+    first = next(iter(found.values()))
+    measures = {
+        "gain of a phase": _gain(names),
+        "forgetting": lambda run: float(run["measures"]["mean"]["forgetting"]),
+        f"{', '.join(names)} at the end": mean_loss(-1, names),
+        f"drift of {home}": lambda run: loss(-1, home)(run) - loss(0, home)(run),
+    }
+    for policy, runs in found.items():
+        in_turn, cells = len(runs[0]["rows"]) > len(names), []
+        for name, measure in measures.items():
+            values = seed_by_seed(runs, measure) if in_turn or name not in ("gain of a phase", "forgetting") else []
+            against = (
+                f" ({interval(less(values, seed_by_seed(first, measure)))})" if values and runs is not first else ""
+            )
+            cells.append(f"{interval(values)}{against}" if values else "")
+        lines.append([policy, *cells, f"{fmean(sum(run['tokens']) for run in runs):,.0f}"])
+    return table(["handover", *measures, "tokens"], lines)
 
 
 def _gain(names: Sequence[str]) -> Callable[[Facts], float]:

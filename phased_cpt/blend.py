@@ -22,7 +22,7 @@ from phased_cpt.merged_folder import digest_beside
 from phased_cpt.merging import Layer, Merged, MergeJob, job_of_folders, job_of_run, merge
 from phased_cpt.plan import Plan
 from phased_cpt.published import require_published, weights_digest
-from phased_cpt.run_dir import RunDir
+from phased_cpt.run_dir import MERGED_BASE, RunDir
 from phased_cpt.stopping import heard
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def require_there(
 ) -> None:
     """The merged base below a phase: of those, only the newest is kept. Nobody waits for it without knowing why."""
     folder = root / weights.folder
-    if weights.folder and not (folder / "config.json").exists():
+    if Path(weights.folder).name == MERGED_BASE and not folder.exists():
         why = "was removed when a later phase had one of its own"
         tell(f"{folder} {why}; it is merged once more, which takes as long as `phased-cpt merge`, and is kept")
     require_base(plan, root, base, weights, records)

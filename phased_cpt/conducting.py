@@ -68,6 +68,7 @@ class Run:
         if phase.start.form != "merged" or record.published is None or record.published.kind == "base":
             return self.ledger.published_by(before)
         if record.handed_over is not None:
+            clear_superseded(self.root, records, record)
             return record.handed_over
         self.stop.require_on()
         self.tell(f"merging what {before.name} has published into the base of {phase.name}")
@@ -84,7 +85,7 @@ class Run:
             for name in phase.settings.evaluation.best_of
             if name != phase.name
         }
-        carried = {"optimizer": digest_of(self._carried(phase).optimizer_files)} if phase.carries else {}
+        carried = {"optimizer": self._carried_digest(phase)} if phase.carries else {}
         return Inputs(
             start=start,
             tokenizer=self.prepared.tokenizer.digest,
@@ -138,10 +139,14 @@ class Run:
                 raise
             verdict, gate = json.loads((self.root / phase.folder / GATE).read_bytes()), phase.phase.gate
             self.ledger.judged(phase, verdict)
+            self.report()
             if gate is None or gate.on_fail != "retry_with_replay" or phase.phase.replay is not None:
                 raise
             self.ledger.try_again(phase, gate.replay)
-            self.tell(f"{error}\ntrained again with {gate.replay:.1%} of the earlier phases (gate.on_fail)")
+            again = f"{error}\ntrained again with {gate.replay:.1%} of the earlier phases (gate.on_fail)"
+            if not self.door.starts_again:  # the other ranks have ended with this phase
+                raise Interrupted(f"{again}, when the same command is called") from None
+            self.tell(again)
             raise TriedAgain from None
 
     def _train(self, phase: PhasePlan, start: Weights, fingerprint: str, steps_before: int) -> tuple[Weights, int]:
@@ -242,6 +247,13 @@ class Run:
         frozen = tuple(self._place(each) for each in below)
         carried = str(self._carried(phase).folder) if phase.carries else None
         return Start(base, shape, next(iter(own), None), weights.digest, weights.base, commit, frozen, carried)
+
+    def _carried_digest(self, phase: PhasePlan) -> Any:
+        """As it was, of a phase that is done: what it began with may be gone since."""
+        record = self.ledger.record.phase(phase.name)
+        if record.state == "done" and record.fingerprint and "optimizer" in record.fingerprint.parts:
+            return record.fingerprint.parts["optimizer"]
+        return digest_of(self._carried(phase).optimizer_files)
 
     def _carried(self, phase: PhasePlan) -> Sealed:
         """What the optimizer knew at the end of the phase before."""

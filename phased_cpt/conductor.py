@@ -25,7 +25,7 @@ from phased_cpt.errors import InputError
 from phased_cpt.fitting import filled_file
 from phased_cpt.job import SMOKE_STEPS
 from phased_cpt.kept import keep_final, keep_tokenizer
-from phased_cpt.ledger import Ledger, choose_run_dir, next_archive, read_record, reconcile, run_lock
+from phased_cpt.ledger import Ledger, amended, choose_run_dir, next_archive, read_record, reconcile, run_lock
 from phased_cpt.merging import job_of_run, merge
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.run_dir import RunDir
@@ -61,14 +61,14 @@ def conduct(plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Wa
             try:
                 return _conduct(plan, run_dir, door, wanted, watcher, look, stop)
             except TriedAgain:
-                wanted = replace(wanted, redo_from=None)
+                wanted = replace(wanted, redo_from=None, resume=None)
 
 
 def _conduct(
     plan: Plan, run_dir: RunDir, door: Door, wanted: Wanted, watcher: Watcher, look: Look, stop: Stopping
 ) -> Outcome:
     _require_phases(plan, wanted)
-    plan = _amended(plan, run_dir)
+    plan = amended(plan, read_record(run_dir), wanted.redo_from)
     half_done = _require_goes_on(run_dir, _counted(plan, door.ranks), wanted)
     _require_writable(run_dir)
     base = find_base(plan, run_dir.root.resolve(), cache_folder(plan), afresh=half_done is not None)
@@ -92,14 +92,14 @@ def _conduct(
                 trained.append(phase.name)
             run.clear(phase)
             run.report()
-        if wanted.control:
-            first, last = _index(plan, wanted.first, 0), _index(plan, wanted.last, len(plan.phases) - 1)
-            controls(run, plan.phases[first : last + 1], watcher)
         if ledger.is_finished:
             keep_final(run.root, plan, base)
             if plan.config.merge.enabled and not wanted.smoke:
                 _merge_last(run)
                 run.report()
+        if wanted.control:
+            first, last = _index(plan, wanted.first, 0), _index(plan, wanted.last, len(plan.phases) - 1)
+            controls(run, plan.phases[first : last + 1], watcher)
     return Outcome(run_dir, plan, tuple(trained), ledger.is_finished)
 
 
@@ -139,17 +139,6 @@ def _require_writable(run_dir: RunDir) -> None:
     place = next(path for path in (run_dir.root.resolve(), *run_dir.root.resolve().parents) if path.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{run_dir.root}: {place} cannot be written to; name another folder (run.output_dir, run.dir)")
-
-
-def _amended(plan: Plan, run_dir: RunDir) -> Plan:
-    """With the replay that a gate has asked for, where the user asks for none."""
-    record = read_record(run_dir)
-    shares = {phase.name: phase.replay_by_gate for phase in record.phases if phase.replay_by_gate} if record else {}
-    phases = [
-        phase.model_copy(update={"replay": shares[phase.name]}) if phase.name in shares and not phase.replay else phase
-        for phase in plan.config.phases
-    ]
-    return make_plan(Loaded(plan.config.model_copy(update={"phases": tuple(phases)}), plan.places))
 
 
 def _index(plan: Plan, name: str | None, otherwise: int) -> int:

@@ -114,9 +114,10 @@ class Verdict:
     worst: str | None
     gain: float | None
     passed: bool
+    unknown: bool = False  # an earlier set has no number to be held against
 
     def __str__(self) -> str:
-        told = []
+        told = ["what was measured of an earlier set is no number"] if self.unknown else []
         if self.max_forgetting is not None and self.forgetting is not None:
             told.append(f"{self.worst} stands {self.forgetting:+.4f} above its best (at most {self.max_forgetting:g})")
         if self.min_gain is not None:
@@ -128,15 +129,16 @@ class Verdict:
 def judged(
     max_forgetting: float | None,
     min_gain: float | None,
-    best_so_far: Mapping[str, float],
+    best_so_far: Losses,
     losses: Losses,
     own: tuple[float | None, float | None],
 ) -> Verdict:
     """Of the weights that are to be published; `own`: the phase's own set before and after. What is no number fails."""
-    lost = {name: loss - best_so_far[name] for name, loss in losses.items() if name in best_so_far and loss is not None}
-    unknown = any(losses.get(name) is None for name in best_so_far)
+    pairs = {name: (losses.get(name), best) for name, best in best_so_far.items()}
+    lost = {name: one - other for name, (one, other) in pairs.items() if one is not None and other is not None}
+    unknown = len(lost) < len(best_so_far)
     worst = max(lost, key=lambda name: lost[name]) if lost else None
     forgetting, gain = lost[worst] if worst else None, _difference(*own)
     forgets = max_forgetting is not None and (unknown or (forgetting is not None and forgetting > max_forgetting))
     learns = min_gain is None or (gain is not None and gain >= min_gain)
-    return Verdict(max_forgetting, min_gain, forgetting, worst, gain, passed=learns and not forgets)
+    return Verdict(max_forgetting, min_gain, forgetting, worst, gain, learns and not forgets, unknown and forgets)

@@ -7,7 +7,6 @@ The chain stays in the precision that the phases compute in, after QLoRA too: wh
 is loaded, so that no phase inherits the rounding to 4 bits of the one before.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,14 @@ from pathlib import Path
 from phased_cpt.bases import Base
 from phased_cpt.errors import PhasedCptError
 from phased_cpt.ledger import PhaseRecord, Weights
+from phased_cpt.merged_folder import is_whole, read_marker
 from phased_cpt.merging import job_of_run, merge
 from phased_cpt.plan import Plan
 from phased_cpt.published import require_published, weights_digest
 from phased_cpt.run_dir import MERGED_BASE
+from phased_cpt.sealed import remove
+
+SHARD_BYTES = 2_000_000_000
 
 
 def merged_base(plan: Plan, root: Path, base: Base, phase: PhaseRecord, records: Sequence[PhaseRecord]) -> Weights:
@@ -28,19 +31,23 @@ def merged_base(plan: Plan, root: Path, base: Base, phase: PhaseRecord, records:
     require_published(root, phase.published)
     folder = f"{phase.folder}/{MERGED_BASE}"
     job = job_of_run(plan, root, base, phase, root / folder)
-    made = merge(replace(job, dtype=plan.config.model.precision, four_bits=None, held_out=None))
+    # No key of the user's but the precision: made once more, it must be the same bytes.
+    job = replace(job, dtype=plan.config.model.precision, max_shard_size=SHARD_BYTES, four_bits=None, held_out=None)
+    made = merge(job)
     return Weights(kind="base", base=weights_digest(made.folder), folder=folder)
 
 
 def require_base(plan: Plan, root: Path, base: Base, weights: Weights, records: Sequence[PhaseRecord]) -> bool:
     """A merged base that weights stand on is there, if need be made once more. Returns whether it was."""
-    if Path(weights.folder).name != MERGED_BASE or (root / weights.folder / "config.json").exists():
+    facts = read_marker(root / weights.folder)
+    if Path(weights.folder).name != MERGED_BASE or (facts is not None and is_whole(root / weights.folder, facts)):
         return False
     maker = next((each for each in records if each.handed_over and each.handed_over.folder == weights.folder), None)
     if maker is None or maker.published is None:
         raise PhasedCptError(f"{root / weights.folder} is gone, and nothing says how it was made; restore it")
     made = merged_base(plan, root, base, maker, records)
     if made.base != weights.base:
+        remove(root / weights.folder)
         what = "made once more, it is not what it was (another version of the libraries, it may be)"
         raise PhasedCptError(f"{root / weights.folder}: {what}; `--redo-from` the phase after {maker.name}")
     return True
@@ -51,4 +58,4 @@ def clear_superseded(root: Path, records: Sequence[PhaseRecord], newest: PhaseRe
     for each in records:
         if each.name == newest.name:
             return
-        shutil.rmtree(root / each.folder / MERGED_BASE, ignore_errors=True)
+        remove(root / each.folder / MERGED_BASE)

@@ -38,7 +38,7 @@ class Measure:
     sets: dict[str, tuple[str, int]] = field(default_factory=dict)  # of the matrix: block index, rows at once
     before: bool = False  # row 0 of the matrix
     after: bool = False  # the row of what is published
-    best_so_far: dict[str, float] = field(default_factory=dict)  # of each earlier set: what a gate holds it against
+    best_so_far: dict[str, float | None] = field(default_factory=dict)  # of each earlier set: for the gate
     prompts: int = 0  # that are continued, for the report
 
 

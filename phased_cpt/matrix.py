@@ -27,14 +27,14 @@ def measure_of(phase: PhasePlan, plan: Plan, prepared: PreparedRun, root: Path) 
     when = phase.settings.evaluation.matrix
     if when == "off":
         return Measure()
-    is_last = phase.number == len(plan.phases)
-    names = [each.name for each in plan.phases[: phase.number - 1]]
-    earlier = {*names, *plan.config.evaluation.general}
+    is_last, sets = phase.number == len(plan.phases), _sets(plan, prepared)
+    earlier = {*(each.name for each in plan.phases[: phase.number - 1]), *plan.config.evaluation.general}
+    lowest = _lowest(rows_of(plan, prepared, root))
     return Measure(
-        sets={name: (str(split.index.folder.resolve()), rows) for name, split, rows in _sets(plan, prepared)},
+        sets={name: (str(split.index.folder.resolve()), rows) for name, split, rows in sets},
         before=phase.number == 1,
         after=when == "every_phase" or is_last,
-        best_so_far={name: loss for name, loss in _lowest(rows_of(plan, root)).items() if name in earlier},
+        best_so_far={name: lowest.get(name) for name, _, _ in sets if name in earlier},
         prompts=phase.settings.evaluation.samples,
     )
 
@@ -59,28 +59,28 @@ def _lowest(rows: list[Row]) -> dict[str, float]:
     return found
 
 
-def rows_of(plan: Plan, root: Path) -> list[Row]:
-    """What was measured, as the phases have published it."""
-    rows = []
+def rows_of(plan: Plan, prepared: PreparedRun, root: Path) -> list[Row]:
+    """What was measured, as the phases have published it; a set that has other rows now is another set."""
+    rows, now = [], {name: split.index.folder.name for name, split, _ in _sets(plan, prepared)}
     for phase in plan.phases:
         found = read_source(root / phase.folder)
         if found is None:
             break
         source = found[1]
         if source.row_before:
-            rows.append(Row(None, _losses(source.row_before), source.row_before_seconds))
+            rows.append(Row(None, _losses(source.row_before, now), source.row_before_seconds))
         if source.row:
-            rows.append(Row(phase.name, _losses(source.row), source.row_seconds))
+            rows.append(Row(phase.name, _losses(source.row, now), source.row_seconds))
     return rows
 
 
-def _losses(row: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    return {name: each["eval_loss"] for name, each in row.items()}
+def _losses(row: Mapping[str, Mapping[str, Any]], now: Mapping[str, str]) -> dict[str, float | None]:
+    return {name: each["eval_loss"] for name, each in row.items() if each.get("rows") in (None, now.get(name))}
 
 
 def write_forgetting(plan: Plan, prepared: PreparedRun, root: Path, cache: Path) -> dict[str, Any] | None:
     """forgetting.json, as far as the run has come; None where nothing was measured."""
-    rows = rows_of(plan, root)
+    rows = rows_of(plan, prepared, root)
     if not rows:
         return None
     tokens, of_text = (
@@ -88,6 +88,8 @@ def write_forgetting(plan: Plan, prepared: PreparedRun, root: Path, cache: Path)
         {name: text_bytes(split, prepared.tokenizer, cache) for name, split, _ in _sets(plan, prepared)},
     )
     phases, general = [phase.name for phase in plan.phases if phase.name in of_text], [*prepared.general]
+    found = measures([phase.name for phase in plan.phases], general, rows)  # one that holds nothing out is a row, too
+    found["sets"] = {name: found["sets"][name] for name in (*phases, *general)}
     facts = {
         "format": FORMAT,
         "run": plan.name,
@@ -97,8 +99,8 @@ def write_forgetting(plan: Plan, prepared: PreparedRun, root: Path, cache: Path)
             for name in names
         ],
         "rows": [_row_facts(row, [*phases, *general], tokens, of_text) for row in rows],
-        "measures": measures(phases, general, rows),
-        "controls": _controls(plan, root, rows),
+        "measures": found,
+        "controls": _controls(plan, prepared, root, rows),
         "cost": _cost(plan, root),
     }
     publish_file(RunDir(root).forgetting, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
@@ -119,7 +121,7 @@ def _sources(plan: Plan, root: Path) -> list[Source]:
 
 
 def _tokens(plan: Plan, root: Path) -> dict[str, int]:
-    """Predicted tokens of each set: the same in every row, so any will do."""
+    """Predicted tokens of each set, by the last row that has it."""
     measured = [row for source in _sources(plan, root) for row in (source.row_before, source.row)]
     return {name: each["tokens"] for row in measured for name, each in row.items()}
 
@@ -142,14 +144,15 @@ def control_of(root: Path, phase: PhaseRecord) -> Source | None:
     return found[1] if found and found[1].fingerprint == made_for else None
 
 
-def _controls(plan: Plan, root: Path, rows: list[Row]) -> dict[str, Any]:
+def _controls(plan: Plan, prepared: PreparedRun, root: Path, rows: list[Row]) -> dict[str, Any]:
     """What each phase has made the model forget, against the same steps on what came before it."""
     record, found = read_record(RunDir(root)), {}
+    now = {name: split.index.folder.name for name, split, _ in _sets(plan, prepared)}
     at = {row.after: row.losses for row in rows}
     for phase in plan.phases:
         control = record and control_of(root, record.phase(phase.name))
         if control:
-            losses, own = _losses(control.row), at.get(phase.name, {})
+            losses, own = _losses(control.row, now), at.get(phase.name, {})
             earlier = [each.name for each in plan.phases[: phase.number - 1]]
             pairs = {name: (own.get(name), losses.get(name)) for name in earlier}
             lost = {name: one - other for name, (one, other) in pairs.items() if one is not None and other is not None}

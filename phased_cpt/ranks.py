@@ -58,10 +58,11 @@ class Ranks:
         self._store = PrefixStore("phased_cpt", _met(self.number))
         self._rank: Rank | None = None
         self._orders = 0
+        self.typed: Plan | None = None  # as the others read it, too: a job may be of a plan that a gate has amended
 
     def train(self, job: Job, stop: Stopping) -> None:
         """Order it, and do it; what is asked of this process is heard on the way."""
-        self._order(train=job.text(), identity=identity_of(job.plan()).facts())
+        self._order(train=job.text(), identity=identity_of(self.typed or job.plan()).facts())
         try:
             self._train(job)
         except PhasedCptError:

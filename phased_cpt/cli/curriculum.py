@@ -39,7 +39,7 @@ from phased_cpt.cli.options import (
 )
 from phased_cpt.config import Loaded
 from phased_cpt.errors import InputError
-from phased_cpt.ledger import choose_run_dir, holder_of, next_archive, read_record, reconcile
+from phased_cpt.ledger import amended, choose_run_dir, holder_of, next_archive, read_record, reconcile
 from phased_cpt.plan import Plan, Wanted, make_plan
 from phased_cpt.run_dir import RunDir
 from phased_cpt.stopping import heard
@@ -158,6 +158,7 @@ def _ranks(context: typer.Context, leaving: contextlib.ExitStack, read: Callable
     ranks = context.obj.ranks()
     if ranks.number > 0:
         raise typer.Exit(ranks.follow(read))
+    ranks.typed = read()
     door: Door = leaving.enter_context(ranks)
     return door
 
@@ -213,6 +214,7 @@ def _print_dry_run(planned: Plan, new: bool, redo_from: str | None, as_json: boo
     record = read_record(chosen)
     if record is None and redo_from:
         raise InputError("--redo-from: no run has begun yet that could be redone; leave it out")
+    planned = amended(planned, record, redo_from)
     would_be = record and reconcile(record, planned, redo_from, next_archive(chosen))
     facts = chosen, would_be, holder_of(chosen)
     if as_json:

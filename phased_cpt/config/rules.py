@@ -6,7 +6,7 @@ message is placed at the first of them that was written.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -318,18 +318,25 @@ def best_is_chosen_by_what_is_measured(config: RunConfig) -> Found:
             yield index, f"{what}; allowed: {', '.join(known)}{hint}"
 
 
+def _holds_out(config: RunConfig, settings: Sequence[Settings]) -> bool:
+    pairs = zip(config.phases, settings, strict=False)
+    return any(at.data.eval_share or phase.eval_sources for phase, at in pairs)
+
+
 @rule("phase.gate", "evaluation.matrix", "data.eval_share", "phase.eval_sources")
 def gates_judge_what_is_measured(config: RunConfig) -> Found:
     for index, phase, at in each_phase(config):
-        gate = phase.gate
+        gate, before = phase.gate, settings_of_phases(config)[: index + 1]
         if gate is None:
             continue
         if gate.max_forgetting is None and gate.min_gain is None:
             yield index, "gate judges nothing; give max_forgetting, min_gain, or both"
         elif gate.max_forgetting is not None and not index and not config.evaluation.general:
             yield index, "gate.max_forgetting: nothing comes before the first phase; give it to a later one"
-        elif gate.max_forgetting is not None and at.evaluation.matrix != "every_phase":
-            yield index, "gate.max_forgetting needs evaluation.matrix: every_phase"
+        elif gate.max_forgetting is not None and any(each.evaluation.matrix != "every_phase" for each in before):
+            yield index, "gate.max_forgetting needs evaluation.matrix: every_phase, up to this phase"
+        elif gate.max_forgetting is not None and not config.evaluation.general and not _holds_out(config, before[:-1]):
+            yield index, "gate.max_forgetting: no phase before it holds anything out; raise data.eval_share there"
         elif gate.min_gain is not None and not at.data.eval_share and not phase.eval_sources:
             yield index, "gate.min_gain needs held-out documents, and eval_share is 0; raise it, or give eval_sources"
         elif gate.on_fail == "retry_with_replay" and not index:

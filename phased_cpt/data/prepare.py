@@ -6,7 +6,7 @@ sources ─ files ─ token stores ─ split ─┬ train: weights ─ packed �
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,18 +72,26 @@ def cache_folder(plan: Plan) -> Path:
 def _require_sources(plan: Plan) -> None:
     """Every path of every phase is looked for before anything is made, and all that are wrong are told at once."""
     problems = []
+    for path, keys, source in _named(plan):
+        try:
+            if not _is_of_the_hub(source):
+                find_files(source.path)
+        except InputError as error:
+            origin = plan.origin(*keys)
+            problems.append(Problem(path, str(error), "" if origin.kind == "default" else str(origin)))
+    if problems:
+        raise InputError("\n".join(map(str, problems)))
+
+
+def _named(plan: Plan) -> Iterator[tuple[str, tuple[str | int, ...], SourceConfig]]:
+    """Every source with its key, and where that stands."""
     for phase in plan.phases:
         for key in ("sources", "eval_sources"):
             for source in getattr(phase.phase, key):
-                try:
-                    if not _is_of_the_hub(source):
-                        find_files(source.path)
-                except InputError as error:
-                    origin = plan.origin("phases", phase.number - 1, key)
-                    where = "" if origin.kind == "default" else str(origin)
-                    problems.append(Problem(f"phases.{phase.name}.{key}", str(error), where))
-    if problems:
-        raise InputError("\n".join(map(str, problems)))
+                yield f"phases.{phase.name}.{key}", ("phases", phase.number - 1, key), source
+    for name, sources in plan.config.evaluation.general.items():
+        for source in sources:
+            yield f"evaluation.general.{name}", ("evaluation", "general", name), source
 
 
 def _tokenizer(plan: Plan, cache: Path) -> Tokenizer:
@@ -135,9 +143,9 @@ class _Bench:
             self.told_apart[phase.name] = _sides(phase, self.shop)
         return self.told_apart[phase.name]
 
-    def held_out(self) -> Scores:
-        """Of every phase: a copy of one that is measured later must not be replayed now."""
-        sides = [self.sides(phase) for phase in self.plan.phases]
+    def held_out(self, phase: PhasePlan) -> Scores:
+        """Of every phase up to this one. Not of later ones: these may change, and what is done may not."""
+        sides = [self.sides(each) for each in self.plan.phases[: phase.number]]
         held = [np.asarray(share.store.digests)[share.documents] for side in sides for share in side.eval]
         return np.unique(np.concatenate([np.empty(0, np.uint64), *held]))
 
@@ -211,7 +219,7 @@ def _old(phase: PhasePlan, names: Collection[str], bench: _Bench) -> dict[str, l
     """What may be replayed of earlier phases."""
     if not names:
         return {}
-    held, pack = bench.held_out(), _packer(phase, bench.shop)
+    held, pack = bench.held_out(phase), _packer(phase, bench.shop)
     earlier = [each for each in _before(phase, bench) if each.name in names]
     return {each.name: old_parts(phase, each, bench.sides(each).train, held, pack) for each in earlier}
 
@@ -238,6 +246,8 @@ def _general(plan: Plan, shop: Workshop) -> dict[str, PreparedSplit]:
         stores = [_store(source, data, shop) for source in sources]
         shares = [Share(store, _first(store, data.eval_max_tokens, name)) for store in stores]
         index = block_index(shares, _packing(data, "eval", shop.tokenizer), shop.cache, shop.watcher.tell)
+        if not index.account.tokens_trained:
+            raise InputError(f"evaluation.general.{name}: no token in it can be measured; give it longer documents")
         found[name] = PreparedSplit(index, tuple(shares), time.monotonic() - started)
     return found
 

@@ -178,20 +178,23 @@ class PreparedRun:
     def copies(self) -> list["Copies"]:
         """Exact copies of documents of one side on another that is trained, each pair once."""
         sides, counts = self._kinship
-        found = []
+        found, splits = [], self._splits
         for at, other in itertools.permutations(range(len(sides)), 2):
             trained_twice = sides[at][1] == sides[other][1] == "train" and at < other
             leaks = sides[at][1] == "eval" and sides[other][1] == "train"
             if counts[at, other] and (trained_twice or leaks):
-                of = self.phase(sides[at][0]).splits[sides[at][1]].digests
-                found.append(Copies(sides[other], sides[at], int(counts[at, other]), len(of)))
+                of = len(splits[sides[at]].digests)
+                found.append(Copies(sides[other], sides[at], int(counts[at, other]), of))
         return found
+
+    @property
+    def _splits(self) -> dict[tuple[str, str], PreparedSplit]:
+        splits = {(phase.plan.name, side): split for phase in self.phases for side, split in phase.splits.items()}
+        return splits | {(name, "eval"): split for name, split in self.general.items()}
 
     @functools.cached_property
     def _kinship(self) -> tuple[list[tuple[str, str]], Integers]:
-        splits = {(phase.plan.name, side): split for phase in self.phases for side, split in phase.splits.items()}
-        splits |= {(name, "eval"): split for name, split in self.general.items()}
-        return list(splits), kinship([split.digests for split in splits.values()])
+        return list(self._splits), kinship([split.digests for split in self._splits.values()])
 
     def phase(self, name: str) -> PreparedPhase:
         found = {phase.plan.name: phase for phase in self.phases}

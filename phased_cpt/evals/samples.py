@@ -3,7 +3,7 @@
 held-out document   [ the prompt | what the text says ]        the model: [ the prompt | what it says ]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,16 @@ def _documents(blocks: Blocks, count: int) -> list[tuple[int, ...]]:
     return found
 
 
-def said(model: nn.Module, prompts: Sequence[Prompt], device: torch.device) -> list[list[int]]:
+def said(
+    model: nn.Module, prompts: Sequence[Prompt], device: torch.device, beat: Callable[[], None] = lambda: None
+) -> list[list[int]]:
     """What the model finds likeliest, token by token. Collective: under ZeRO-3 every rank runs the same forwards."""
     if not prompts:
         return []
     ids: Tensor = torch.tensor([prompt.ids for prompt in prompts], device=device)
     with torch.no_grad(), measuring(model):
         for _ in range(SAID_TOKENS):
+            beat()  # each of them gathers every weight, under ZeRO-3
             logits: Any = model(input_ids=ids, use_cache=False).logits
             ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     found: list[list[int]] = ids[:, PROMPT_TOKENS:].tolist()

@@ -4,12 +4,28 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+from phased_cpt.config import Loaded
 from phased_cpt.config.schema import Phase, Run, RunConfig
 from phased_cpt.errors import InputError, LedgerRefuses
 from phased_cpt.ledger.fingerprint import differences, told
 from phased_cpt.ledger.record import Archiving, PhaseRecord, RunRecord
-from phased_cpt.plan import PhasePlan, Plan
+from phased_cpt.plan import PhasePlan, Plan, make_plan
 from phased_cpt.run_dir import MADE_FROM_ALL_PHASES
+
+
+def amended(plan: Plan, record: RunRecord | None, redo_from: str | None = None) -> Plan:
+    """With the replay that a gate has asked for, where the user asks for none; what is to be redone begins without."""
+    phases = record.phases if record else ()
+    names = [phase.name for phase in phases]
+    begins = names.index(redo_from) if record and redo_from in names and redo_from != record.redoing else len(names)
+    shares = {phase.name: phase.replay_by_gate for phase in phases[:begins] if phase.replay_by_gate}
+    changed = tuple(
+        phase.model_copy(update={"replay": shares[phase.name]}) if phase.name in shares and not phase.replay else phase
+        for phase in plan.config.phases
+    )
+    ranks = next((phase.batch.ranks for phase in plan.phases if phase.batch), None)
+    prepared = {phase.name: phase.prepared for phase in plan.phases if phase.prepared}
+    return make_plan(Loaded(plan.config.model_copy(update={"phases": changed}), plan.places), ranks, prepared)
 
 
 def reconcile(record: RunRecord, plan: Plan, redo_from: str | None, archive_number: int) -> RunRecord:

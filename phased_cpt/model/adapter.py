@@ -61,10 +61,11 @@ def stacked(model: PreTrainedModel | PeftModel, below: Sequence[Path]) -> PreTra
             raise InputError(f"{folder}: this adapter does not fit the base: {wrong[0]}")
     learns = model.active_adapter
     cast(Any, model.base_model).set_adapter([learns, *names])
-    for path, module in model.named_modules():
+    for path, weight in model.named_parameters():
+        if set(names) & set(path.split(".")):  # of embeddings they are no modules
+            weight.requires_grad_(False)
+    for path, _ in model.named_modules():
         owner, _, name = path.rpartition(".")
-        if name in names:
-            module.requires_grad_(False)
         if name in names and owner.endswith("lora_dropout"):
             cast(nn.ModuleDict, model.get_submodule(owner))[name] = nn.Identity()
     return model

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from phased_cpt.errors import InputError
-from phased_cpt.ledger import holder_of, next_archive, read_record, reconcile
+from phased_cpt.ledger import amended, holder_of, next_archive, read_record, reconcile
 from phased_cpt.preflight.hub import RemoteBase
 from phased_cpt.preflight.scene import Scene, Skipped
 from phased_cpt.preflight.seen import Seen, fail, ok, warn
@@ -39,7 +39,8 @@ def ledger(scene: Scene) -> Iterator[Seen]:
     if record is None:
         yield ok("nothing has been done yet")
         return
-    record = reconcile(record, scene.by_ranks.given(), scene.redo_from, next_archive(chosen))
+    plan = amended(scene.by_ranks.given(), record, scene.redo_from)
+    record = reconcile(record, plan, scene.redo_from, next_archive(chosen))
     done = [phase.name for phase in record.phases if phase.state == "done"]
     yield ok(f"{len(done)} of {len(record.phases)} phases are done" + (f": {', '.join(done)}" if done else ""))
 

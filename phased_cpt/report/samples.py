@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
 
 from phased_cpt.report.folder import Facts, Folder
 from phased_cpt.tables.words import counted
@@ -14,11 +13,9 @@ def samples(folder: Folder) -> Facts:
     """Each prompt, how its document goes on, and each model's own continuation."""
     told = [phase for phase in folder.phases if phase.samples]
     prompts: list[Facts] = next((phase.samples["prompts"] for phase in told if phase.samples.get("prompts")), [])
-    columns: list[tuple[str, Any]] = [
-        ("base", next((phase.samples["before"] for phase in told if phase.samples.get("before")), None)),
-        *((phase.name, phase.samples.get("after")) for phase in told),
-    ]
-    said = [(name, texts) for name, texts in columns if isinstance(texts, list)]
+    first = next((phase for phase in told if phase.samples.get("before")), None)
+    columns = [("base", first, "before"), *((phase.name, phase, "after") for phase in told)]
+    said = [(name, _answers(phase.samples, key)) for name, phase, key in columns if phase]
     return {
         "prompts": [
             {
@@ -26,12 +23,20 @@ def samples(folder: Folder) -> Facts:
                 "text": prompt.get("text"),
                 "continues": prompt.get("continues"),
                 "answers": [
-                    {"name": name, "pieces": list(pieces(texts[at]))} for name, texts in said if at < len(texts)
+                    {"name": name, "pieces": list(pieces(texts[prompt["text"]]))}
+                    for name, texts in said
+                    if prompt.get("text") in texts
                 ],
             }
-            for at, prompt in enumerate(prompts)
+            for prompt in prompts
         ]
     }
+
+
+def _answers(samples: Facts, key: str) -> dict[str, str]:
+    """By the prompt: a phase that came later may have been asked others."""
+    prompts, texts = samples.get("prompts") or [], samples.get(key)
+    return {each["text"]: text for each, text in zip(prompts, texts, strict=False)} if isinstance(texts, list) else {}
 
 
 def pieces(text: str) -> Iterator[tuple[str, str]]:

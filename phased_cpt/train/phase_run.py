@@ -64,7 +64,7 @@ class PhaseRun:
         self.device = this_device()
         self.blocks = open_blocks(Path(job.train))
         self.sets = {name: self._held_out(Path(folder)) for name, folder in job.evaluated.items()}
-        self.row = PublishedRow(job, phase, rank.first, self.device, self._tell)
+        self.row = PublishedRow(job, phase, rank.first, self.device, self._tell, pulse.beat)
         # Before the model: under ZeRO-3 it is split while it is loaded.
         self.arguments = training_arguments(phase, job.deepspeed, self.saves.folder)
         self.loss = ""
@@ -88,7 +88,7 @@ class PhaseRun:
             whole or Path(start.base),
             precision=model.precision,
             attention=model.attention,
-            max_tokens=settings.data.max_tokens,
+            max_tokens=max([settings.data.max_tokens, *self.row.lengths]),  # rows of other phases are measured, too
             storage=model.bnb_4bit_quant_storage if model.use_4bit else None,
             trust_remote_code=model.trust_remote_code,
             tell=self.listener.tell,

@@ -38,6 +38,7 @@ class PublishedRow:
     writes: bool
     device: torch.device
     tell: Callable[[str], None]
+    beat: Callable[[], None]
     losses: dict[str, Measured] = field(default_factory=dict)
     seconds: float = 0.0
     verdict: Verdict | None = None
@@ -48,6 +49,11 @@ class PublishedRow:
             blocks = {name: each.first_rows(SMOKE_EVAL_ROWS) for name, each in blocks.items()}
         self.sets = {name: (Rows(each), self.job.measure.sets[name][1]) for name, each in blocks.items()}
         self.prompts: list[Prompt] = prompts_of(blocks, self.job.measure.prompts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the rows of each set."""
+        return [rows.blocks.shape.max_tokens for rows, _ in self.sets.values()]
 
     def measure(self, on_sets: Callable[[Mapping[str, tuple[Rows, int]]], dict[str, Measured]]) -> None:
         """Every set, on the weights that the model computes with now."""
@@ -63,7 +69,7 @@ class PublishedRow:
         if best is None or now is None or abs(now.loss - best) <= SAME * abs(best):
             return
         what = f"the best weights lost {best:.6f} on their held-out documents, and as they are saved they lose"
-        raise PhasedCptError(f"{what} {now.loss:.6f}; they are not published")
+        raise PhasedCptError(f"{what} {now.loss:.6f}; they are not published (evaluation.matrix: off publishes unseen)")
 
     def judge(self, before: Measured | None, own: Measured | None) -> None:
         """Whether the gate of the phase lets these weights pass. Every rank comes to the same end."""
@@ -91,7 +97,7 @@ class PublishedRow:
         if not self.prompts:
             return
         began = time.monotonic()
-        texts = said(model, self.prompts, self.device)
+        texts = said(model, self.prompts, self.device, self.beat)
         if self.writes:
             decode = Tokenizer.from_file(str(self.job.run.root / "tokenizer" / "tokenizer.json")).decode
             path = self.job.run.root / self.phase.folder / SAMPLES
@@ -105,10 +111,11 @@ class PublishedRow:
         self.tell(f"{len(texts)} held-out prompts continued ({time.monotonic() - began:.1f} s)")
 
 
-def facts_of(losses: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
-    """Measured sets, in the words of source.json."""
+def facts_of(losses: Mapping[str, Measured], job: Job) -> dict[str, dict[str, Any]]:
+    """Measured sets, in the words of source.json; each with the name of its rows, which another one may take."""
+    rows = {name: Path(folder).name for name, (folder, _) in job.measure.sets.items()}
     return {
-        name: {"eval_loss": _number(each), "perplexity": each.perplexity, "tokens": each.tokens}
+        name: {"eval_loss": _number(each), "perplexity": each.perplexity, "tokens": each.tokens, "rows": rows.get(name)}
         for name, each in losses.items()
     }
 

@@ -140,7 +140,7 @@ class Watch(TrainerCallback):
         self.listener.train(self._line(step, logs))
         self._require_sound(step, logs.get("grad_norm"))
         cooled = self.standing.cooling is not None and step >= self._last
-        if (step in self.course.evaluated_at or cooled) and self.course.main_set is not None:
+        if (step in self.course.evaluated_at or cooled) and (self.course.main_set or self.course.best_of):
             self._evaluate(step)
             self._judge(step)
         if cooled:

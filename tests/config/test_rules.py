@@ -262,7 +262,12 @@ def test_every_key_that_a_rule_compares_exists() -> None:
         (
             "model: {name: m}\nevaluation: {matrix: end}\nphases: [{name: one, sources: a}, "
             "{name: two, sources: a, gate: {max_forgetting: 0.1}}]",
-            "phases.two.gate: gate.max_forgetting needs evaluation.matrix: every_phase",
+            "phases.two.gate: gate.max_forgetting needs evaluation.matrix: every_phase, up to this phase",
+        ),
+        (
+            "model: {name: m}\ndata: {eval_share: 0}\nphases: [{name: one, sources: a}, "
+            "{name: two, sources: a, gate: {max_forgetting: 0.1}}]",
+            "phases.two.gate: gate.max_forgetting: no phase before it holds anything out; raise data.eval_share there",
         ),
         (
             "model: {name: m}\ndata: {eval_share: 0}\nphases: [{name: one, sources: a, gate: {min_gain: 0.1}}]",

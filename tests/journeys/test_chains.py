@@ -313,7 +313,10 @@ def test_a_soup_reaches_through_merges_and_is_made_of_adapters_on_one_base(
     assert call("soup", "--run-dir", "run", "--weight", "pr_mastery=0.5", "--out", "upon").code == 0
     assert merged_quickly[-1].base.endswith("phase2_evolution/best_model"), "on what was trained whole below it"
     for weights, told in (
-        (["foundation=1", "pr_mastery=1"], "foundation stands on the base and pr_mastery on phase2_evolution/best_model"),
+        (
+            ["foundation=1", "pr_mastery=1"],
+            "foundation stands on the base and pr_mastery on phase2_evolution/best_model",
+        ),
         (["evolution=1"], "it has trained every weight, and a soup is made of adapters"),
     ):
         given = [word for each in weights for word in ("--weight", each)]
