@@ -31,6 +31,7 @@ from phased_cpt.run_dir import CARRIED, CHECKPOINTS, DATA, GATE, publish_file
 from phased_cpt.sealed import Sealed, clear_after, fault_of, found_in, named, newest
 from phased_cpt.stopping import Stopping
 from phased_cpt.tables.data import phase_facts
+from phased_cpt.tables.forgetting import read_forgetting
 
 BACK_OFF_SECONDS = 5.0  # times the tries so far
 
@@ -117,11 +118,17 @@ class Run:
     def _published(self, phase: PhasePlan, start: Weights, fingerprint: str) -> Weights | None:
         return published_weights(self.root, phase.folder, fingerprint, start, _below(phase, start))
 
-    def report(self) -> None:
-        """forgetting.json and report.html, as far as the run has come; what goes wrong with them stops nothing."""
+    def report(self, *, anew: bool = True) -> None:
+        """forgetting.json and report.html, as far as the run has come; what goes wrong with them stops nothing.
+
+        Not `anew`: the page is written where there is none, or more is known than when it was.
+        """
+        run_dir = self.ledger.run_dir
         try:
+            before = read_forgetting(run_dir)
             write_forgetting(self.plan, self.prepared, self.root, cache_folder(self.plan))
-            write_report(self.ledger.run_dir)
+            if anew or read_forgetting(run_dir) != before or not run_dir.report.exists():
+                write_report(run_dir)
         except Exception as error:
             self.tell(f"no report: {type(error).__name__}: {error}; `phased-cpt report` tries again")
 

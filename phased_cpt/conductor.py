@@ -90,13 +90,13 @@ def _conduct(
             if not ledger.is_done(phase, inputs):
                 steps += run.phase(phase, inputs, steps)
                 trained.append(phase.name)
+                run.report()
             run.clear(phase)
-            run.report()
+        run.report(anew=False)  # of a call that was killed before it
         if ledger.is_finished:
             keep_final(run.root, plan, base)
             if plan.config.merge.enabled and not wanted.smoke:
                 _merge_last(run)
-                run.report()
         if wanted.control:
             first, last = _index(plan, wanted.first, 0), _index(plan, wanted.last, len(plan.phases) - 1)
             controls(run, plan.phases[first : last + 1], watcher)
@@ -171,3 +171,4 @@ def _merge_last(run: Run) -> None:
     merged = merge(job)
     if merged.now:
         run.tell(f"merged: {merged.folder}")
+        run.report()

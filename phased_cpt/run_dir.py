@@ -71,6 +71,10 @@ class RunDir:
         return self.root / "forgetting.json"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def ranks_lock(self) -> Path:
         return self.root / "ranks.lock"
 
