@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Nothing of an outer environment leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint bench-memory bench-merge clean
+.PHONY: demo test test-faults install check format schema bench bench-prepare bench-train bench-checkpoint bench-memory bench-merge bench-science clean
 
 demo: install
 	$(BIN)/phased-cpt run -c configs/demo.yaml
@@ -68,6 +68,10 @@ bench-checkpoint: install
 # Six minutes; with --peers a quarter of an hour.
 bench-merge: install
 	$(BIN)/python benchmarks/merge.py
+
+# Twenty minutes: what replay, handovers and λ do, on tiny models with three seeds; --quick takes one of them.
+bench-science: install
+	$(BIN)/python benchmarks/science.py
 
 # Ten minutes, and needs `pip install trl`.
 bench-prepare: install

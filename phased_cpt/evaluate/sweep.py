@@ -31,7 +31,7 @@ from phased_cpt.tables.evaluation import valid
 from phased_cpt.wanted import SweepWanted
 
 PART = "λ"  # as no phase is called
-RULE = "the lowest mean over all held-out tokens of the phases up to this one; of equals, the largest λ"
+RULE = "the lowest mean over all held-out tokens of the phases up to this one and of general sets; or the largest λ"
 
 Facts = dict[str, Any]
 
@@ -119,10 +119,11 @@ def facts_of(found: Mapping[float, dict[str, Facts]], taught: Sequence[str], set
     """The choice, and what it was made by."""
     tokens = {name: facts["tokens"] for name, facts in found[0.0].items()}
     general = [name for name, each in sets.items() if each.is_general]
+    judged = [*taught, *general]  # what the base knew counts as what it was taught
     lines = []
     for strength in sorted(found):
         losses = {name: facts["eval_loss"] for name, facts in found[strength].items()}
-        mean = sum(losses[name] * tokens[name] for name in taught) / sum(tokens[name] for name in taught)
+        mean = sum(losses[name] * tokens[name] for name in judged) / sum(tokens[name] for name in judged)
         drift = {name: losses[name] - found[0.0][name]["eval_loss"] for name in general}
         lines.append({"lambda": strength, "losses": losses, "mean": mean, "drift": drift})
     finite = [line for line in lines if math.isfinite(line["mean"])] or lines[-1:]
@@ -131,7 +132,7 @@ def facts_of(found: Mapping[float, dict[str, Facts]], taught: Sequence[str], set
     return {
         "rule": RULE,
         "sets": [{"name": name, "kind": kind, "tokens": tokens[name]} for name, kind in kinds.items()],
-        "mean_of": list(taught),
+        "mean_of": judged,
         "strengths": lines,
         "chosen": chosen["lambda"],
     }

@@ -32,15 +32,26 @@ def losses(one: float, two: float, wiki: float) -> dict[str, Any]:
 
 def test_the_lowest_mean_over_tokens_is_chosen_and_drift_is_shown_beside_it() -> None:
     """By the mean over sets 0.5 would be the best; by tokens it is 1, as `two` has three times as many."""
-    found = {0.0: losses(4, 4, 3), 0.5: losses(2, 3, 3.1), 1.0: losses(2.8, 2.7, 3.5)}
+    found = {0.0: losses(4, 4, 3), 0.5: losses(2, 3, 3.1), 1.0: losses(2.8, 2.7, 3.1)}
     facts = facts_of(found, ["one", "two"], SETS)
-    assert [line["mean"] for line in facts["strengths"]] == pytest.approx([4, 2.75, 2.725])
+    taught = [36, 24.75, 24.525]  # nats over their 9 tokens, were there no others
+    wiki = [3, 3.1, 3.1]
+    tokens = {each["name"]: each["tokens"] for each in facts["sets"]}
+    assert tokens["wiki"] and facts["mean_of"] == ["one", "two", "wiki"]
+    whole = tokens["one"] + tokens["two"]
+    means = [
+        (each / 9 * whole + one * tokens["wiki"]) / (whole + tokens["wiki"])
+        for each, one in zip(taught, wiki, strict=True)
+    ]
+    assert [line["mean"] for line in facts["strengths"]] == pytest.approx(means)
     assert facts["chosen"] == 1.0
-    assert [line["drift"]["wiki"] for line in facts["strengths"]] == pytest.approx([0, 0.1, 0.5])
+    forgets = found | {1.0: losses(2.8, 2.7, 9.5)}
+    assert facts_of(forgets, ["one", "two"], SETS)["chosen"] == 0.5, "what the base knew counts, too"
+    assert [line["drift"]["wiki"] for line in facts["strengths"]] == pytest.approx([0, 0.1, 0.1])
     assert facts_of(found, ["one"], SETS)["chosen"] == 0.5, "of the first phase alone"
     table = shown(sweep_table(facts | {"phase": "two"}))
     assert [line.split()[0] for line in table.splitlines()[1:5]] == ["λ", "0", "0.5", "1"]
-    assert "as published ← chosen" in table and "wiki, drift" in table and "+0.5000" in table
+    assert "as published ← chosen" in table and "wiki, drift" in table and "+0.1000" in table
 
 
 def test_of_equals_the_most_is_kept_and_what_is_no_number_is_not_chosen() -> None:
