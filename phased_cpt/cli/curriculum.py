@@ -158,8 +158,8 @@ def _ranks(context: typer.Context, leaving: contextlib.ExitStack, read: Callable
     ranks = context.obj.ranks()
     if ranks.number > 0:
         raise typer.Exit(ranks.follow(read))
-    ranks.typed = read()
     door: Door = leaving.enter_context(ranks)
+    ranks.typed = read()  # behind it: where that fails, the others hear of it
     return door
 
 

@@ -11,9 +11,11 @@ from phased_cpt.ledger import amended, read_record, reconcile
 from phased_cpt.run_dir import RunDir
 from tests.conftest import SAMPLE, Call
 from tests.journeys.conftest import Ran, Tiny, planned
+from tests.journeys.test_failures import second_door
 from tests.journeys.test_gates import IMPOSSIBLE, gated, second_phase
 from tests.journeys.test_handovers import chain, records
 from tests.journeys.test_merge import merged_quickly  # noqa: F401 - a fixture
+from tests.zygote import Zygote
 
 RUN = Path("run")
 
@@ -89,3 +91,21 @@ def test_a_control_leaves_no_checkpoints_and_a_finished_run_is_finished_before_i
     weights.write_bytes(bytes(spoilt))
     with pytest.raises(PhasedCptError, match="not what was published"):
         ran(config, control=True)
+
+
+def test_a_gate_and_a_control_work_through_the_second_door(tiny: Tiny, zygote: Zygote) -> None:
+    """The other ranks end with a closed gate; the same command trains the phase again, as the ledger has it."""
+    config = gated(tiny, {"min_gain": 5.0, "on_fail": "retry_with_replay", "replay": 0.25})
+    first = second_door(zygote, config)
+    assert first.codes[0] == 75, first.out
+    assert "trained again with 25.0% of the earlier phases" in first.out[0]
+    again = second_door(zygote, config)
+    assert again.codes[0] == 6, again.out
+    assert second_phase().replay_by_gate == 0.25
+    config["phases"][1]["gate"]["min_gain"] = -5.0
+    last = second_door(zygote, config)
+    assert last.codes == [0, 0], last.out
+    assert json.loads((RUN / "forgetting.json").read_bytes())["controls"] == {}
+    controlled = second_door(zygote, config, "--control")
+    assert controlled.codes == [0, 0], controlled.out
+    assert list(json.loads((RUN / "forgetting.json").read_bytes())["controls"]) == ["evolution"]
