@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phased_cpt import conductor
+from phased_cpt import conducting
 from phased_cpt.errors import Diverged, Interrupted, PhasedCptError
 from phased_cpt.ledger import read_record
 from phased_cpt.run_dir import RunDir
@@ -87,8 +87,8 @@ def tries(runs: Runs) -> int:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert conductor.BACK_OFF_SECONDS > 1
-    monkeypatch.setattr(conductor, "BACK_OFF_SECONDS", 0.0)
+    assert conducting.BACK_OFF_SECONDS > 1
+    monkeypatch.setattr(conducting, "BACK_OFF_SECONDS", 0.0)
 
 
 @pytest.mark.fault("F28", "a step that is always killed, 50 retries allowed", "one retry, for there was progress before it, and none after; fails")  # fmt: skip

@@ -64,7 +64,7 @@ SECRET = "0123456789abcdef" * 2 + "01234567"
 
 
 @case("configuration", "warn", "one: an adapter on random weights learns little",
-      "let a phase before train every weight (lora.enabled: false)")  # fmt: skip
+      r"let a phase before train every weight \(lora.enabled: false\)")  # fmt: skip
 def an_adapter_on_nothing(stage: Stage) -> Scene:
     return seen_scene(phases=PHASES)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -128,9 +129,8 @@ def test_ctrl_c_leaves_and_the_cursor_is_there(terminal: pexpect.spawn) -> None:
 def test_a_reader_that_leaves_is_no_reason_to_complain(tmp_path: Path) -> None:
     run = under_way(tmp_path)
     with run_lock(run):
-        command = (
-            f"{sys.executable} -m phased_cpt status --watch --run-dir {run.root} | head -n 0; exit ${{PIPESTATUS[0]}}"
-        )
+        typed = shlex.join([sys.executable, "-m", "phased_cpt", "status", "--watch", "--run-dir", str(run.root)])
+        command = f"{typed} | head -n 0; exit ${{PIPESTATUS[0]}}"
         child = pexpect.spawn("bash", ["-c", command], timeout=SECONDS, encoding="utf-8", env=dict(os.environ))
         time.sleep(0.1)
         index = child.expect([pexpect.EOF, "Traceback"], timeout=SECONDS)
