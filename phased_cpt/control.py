@@ -4,7 +4,7 @@ start of the phase ─┬─ its documents ────────────�
                     └─ earlier ones, as many steps ─ its control                       - loss of its control on them
 
 Against the weights that a phase began with, forgetting is told too small: on the old documents these would have gone on
-learning (METHODS of Ibrahim and others; 0.383 nats where it was 0.454).
+learning. How much that is, see the section Science of benchmarks/README.md: little, where they were learnt to the end.
 """
 
 import shutil
